@@ -1,0 +1,7 @@
+"""The stock user admin gets the actions of pwexpire."""
+
+from __future__ import annotations
+
+from pwexpire.admin import extend_user_admin
+
+extend_user_admin()

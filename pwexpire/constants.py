@@ -1,0 +1,9 @@
+from __future__ import annotations
+
+SESSION_FLAG = "password_expired"
+SESSION_DEMAND = "_password_expired_demand"
+SESSION_STAMP = "_pwexpire"
+EXEMPT_ATTRIBUTE = "password_expiry_exempt"
+PROBLEM_CODE = "password_expired"
+# Above this many, signals carry no ids and a view of the feed turns to a floor.
+SIGNAL_IDS_MAX = 1_000

@@ -1,0 +1,195 @@
+"""This process's view of the newest expiries: what a request may be judged by without a query."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import Error, OperationalError, ProgrammingError, connections, router, transaction
+from django.db.models import Max
+
+from pwexpire.conf import conf
+from pwexpire.exceptions import EnforcementUnavailable
+from pwexpire.models import Demand, EnforcementState, ExpiryBatch, PasswordRecord
+
+logger = logging.getLogger("pwexpire")
+
+USERS_MAX = 50_000
+VERDICTS_MAX = 50_000
+BACKOFF_SECONDS = 1.0
+NEVER = float("-inf")
+
+VerdictKey = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Nothing was demanded of this session up to ``number``; its password ages out at ``ages``."""
+
+    number: int
+    ages: float | None
+    policy_key: str | None
+
+
+@dataclass
+class View:
+    """``users``: who has an open demand, and its number. ``floor``: the same for everybody."""
+
+    counter: int = 0
+    floor: int = 0
+    users: dict[str, int] = field(default_factory=dict)
+    verdicts: OrderedDict[VerdictKey, Verdict] = field(default_factory=OrderedDict)
+    started: float = 0.0
+
+    def demand(self, user_id: str) -> int:
+        return max(self.floor, self.users.get(user_id, 0))
+
+    def remember(self, key: VerdictKey, verdict: Verdict) -> None:
+        self.verdicts[key] = verdict
+        if len(self.verdicts) > VERDICTS_MAX:
+            with suppress(KeyError):  # another thread may have been here
+                self.verdicts.popitem(last=False)
+
+
+class Feed:
+    """One view per scope. Threads share it; one of them polls, the others go on with it."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: after a fork, and whenever somebody in this process expires anybody."""
+        self._views: dict[tuple[str, str], View] = {}
+        self._failed: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
+        self._told_missing = False
+        self._generation = 0
+
+    def drop(self) -> None:
+        """The next request of this process asks the database again."""
+        self._generation += 1
+        self._failed = {}
+        for view in list(self._views.values()):
+            view.started = NEVER
+
+    @property
+    def using(self) -> str:
+        return router.db_for_write(PasswordRecord)
+
+    def scope(self) -> tuple[str, str]:
+        alias = self.using
+        return alias, str(getattr(connections[alias], "schema_name", ""))
+
+    def current(self, scope: tuple[str, str]) -> View | None:
+        """The view if it is young enough to be used as it is; never queries."""
+        view = self._views.get(scope)
+        if view is None:
+            return None
+        if view.started == NEVER:
+            return None
+        interval = conf.poll_seconds
+        if interval is None or time.monotonic() - view.started < interval:
+            return view
+        return None
+
+    def view(self, scope: tuple[str, str]) -> View:
+        """The view, after at most one small query.
+
+        Raises ``EnforcementUnavailable`` if the database does not answer and the last answer is
+        older than two intervals.
+        """
+        wanted = time.monotonic()
+        view = self.current(scope)
+        if view is not None:
+            return view
+        interval = conf.poll_seconds or 0.0
+        old = self._views.get(scope)
+        usable = old is not None and wanted - old.started < 2 * interval
+        if not self._lock.acquire(blocking=not usable):
+            assert old is not None
+            return old
+        try:
+            view = self._views.get(scope)
+            if view is not None and view.started >= wanted:
+                return view
+            return self._poll(scope, view, usable=usable)
+        finally:
+            self._lock.release()
+
+    def _poll(self, scope: tuple[str, str], view: View | None, *, usable: bool) -> View:
+        now = time.monotonic()
+        failed = self._failed.get(scope)
+        if failed is None or now - failed >= BACKOFF_SECONDS:
+            generation = self._generation
+            try:
+                with transaction.atomic(scope[0]) if self._inside(scope) else nullcontext():
+                    fresh = self._read(scope[0], view)
+            except Error as error:
+                self._failed[scope] = now
+                if _is_missing_table(scope[0], error):
+                    if not self._told_missing:
+                        self._told_missing = True
+                        logger.warning("pwexpire has no tables yet: run manage.py migrate.")
+                    return View()
+                logger.error("The enforcement state could not be read: %s", error)
+            else:
+                self._failed.pop(scope, None)
+                keep = conf.poll_seconds is None or not self._inside(scope)
+                # What an open transaction shows may never have been: use it once.
+                fresh.started = now if keep and generation == self._generation else NEVER
+                self._views[scope] = fresh
+                return fresh
+        if view is not None and usable:
+            return view
+        raise EnforcementUnavailable("The enforcement state could not be read.")
+
+    @staticmethod
+    def _inside(scope: tuple[str, str]) -> bool:
+        return connections[scope[0]].in_atomic_block
+
+    def _read(self, using: str, old: View | None) -> View:
+        counter = (
+            EnforcementState.objects.using(using).values_list("counter", flat=True).first() or 0
+        )
+        if old is not None and old.counter == counter:
+            return View(counter, old.floor, old.users, old.verdicts)
+        known = old if old is not None and old.counter < counter else View()
+        active = ExpiryBatch.objects.using(using).filter(
+            number__gt=known.counter, cancelled_at__isnull=True
+        )
+        floor = active.filter(everyone=True).aggregate(top=Max("number"))["top"] or 0
+        rows = list(
+            Demand.objects.using(using)
+            .filter(batch__number__gt=known.counter, batch__cancelled_at__isnull=True)
+            .values_list("user_id", "batch__number")[: USERS_MAX + 1]
+        )
+        users = dict(known.users)
+        for user_id, number in rows:
+            users[str(user_id)] = max(users.get(str(user_id), 0), number)
+        floor = max(floor, known.floor)
+        if len(rows) > USERS_MAX or len(users) > USERS_MAX:
+            floor, users = max(floor, counter), {}
+        return View(counter, floor, users, known.verdicts)
+
+
+def _is_missing_table(using: str, error: Error) -> bool:
+    """True while the code is there and ``migrate`` was not."""
+    if not isinstance(error, (OperationalError, ProgrammingError)):
+        return False
+    text = str(error).lower()
+    return any(words in text for words in ("no such table", "does not exist", "doesn't exist"))
+
+
+feed = Feed()
+if hasattr(os, "register_at_fork"):  # pragma: no branch
+    os.register_at_fork(after_in_child=feed.reset)
+
+
+def verdict_key(user_id: Any, auth_hash: str, stamp: int) -> VerdictKey:
+    return str(user_id), auth_hash, stamp

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from django.conf import settings
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+
+class Reason(models.TextChoices):
+    ADMIN = "admin", _("an administrator asked for it")
+    AGE = "age", _("the password is too old")
+    COMPROMISED = "compromised", _("the password may be known to others")
+    INCIDENT = "incident", _("a security incident")
+    LOCKOUT = "lockout", _("too many failed logins")
+    FIRST_USE = "first_use", _("the password was set by somebody else")
+    POLICY = "policy", _("the password rules have changed")
+    MANUAL = "manual", _("the password has to be changed")
+
+
+class Require(models.TextChoices):
+    CHANGE = "change", _("change with the old password")
+    RESET = "reset", _("reset by e-mail only")
+
+
+class SessionAction(models.TextChoices):
+    FLAG = "flag", _("hold the sessions")
+    END = "end", _("end the sessions")
+
+
+class BatchState(models.TextChoices):
+    STAGING = "staging", _("being selected, not in force")
+    STAGED = "staged", _("selected, not in force")
+    ACTIVE = "active", _("in force, sessions being reached")
+    DONE = "done", _("in force")
+    CANCELLED = "cancelled", _("cancelled")
+
+
+class EnforcementState(models.Model):
+    """The one row with the counter from which demands and changes take their numbers."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    counter = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField()
+    index_complete = models.BooleanField(default=False)
+
+    class Meta:
+        verbose_name = _("enforcement state")
+        verbose_name_plural = _("enforcement states")
+
+    def __str__(self) -> str:
+        return str(self.counter)
+
+
+class ExpiryBatch(models.Model):
+    """One expiry: whom, why, by whom. It is in force from the moment it has a number."""
+
+    number = models.BigIntegerField(null=True, unique=True, editable=False)
+    everyone = models.BooleanField(default=False)
+    holds = models.BooleanField(default=True)
+    reason = models.CharField(max_length=40, default=Reason.ADMIN)
+    require = models.CharField(max_length=10, choices=Require.choices, default=Require.CHANGE)
+    sessions = models.CharField(
+        max_length=10, choices=SessionAction.choices, default=SessionAction.FLAG
+    )
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    note = models.TextField(blank=True, default="")
+    state = models.CharField(
+        max_length=10, choices=BatchState.choices, default=BatchState.STAGING, db_index=True
+    )
+    cursor = models.CharField(max_length=255, blank=True, default="")
+    users_expired = models.BigIntegerField(null=True)
+    users_already_expired = models.BigIntegerField(null=True)
+    users_not_applicable = models.BigIntegerField(null=True)
+    sessions_flagged = models.BigIntegerField(null=True)
+    sessions_ended = models.BigIntegerField(null=True)
+    created_at = models.DateTimeField()
+    activated_at = models.DateTimeField(null=True)
+    cancelled_at = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name = _("password expiry")
+        verbose_name_plural = _("password expiries")
+        permissions = [("expire_passwords", "Can expire the passwords of users")]
+        indexes = [models.Index(fields=["everyone", "number"], name="pwexpire_batch_everyone")]
+
+    def __str__(self) -> str:
+        return f"{self.pk} ({self.reason})"
+
+
+class PasswordRecord(models.Model):
+    """What is known of one user's password. No row: unchanged since pwexpire came."""
+
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL,
+        primary_key=True,
+        on_delete=models.CASCADE,
+        related_name="pwexpire_record",
+    )
+    satisfied = models.BigIntegerField(default=0)
+    ended = models.BigIntegerField(default=0)
+    changed_at = models.DateTimeField(null=True)
+    renewed_at = models.DateTimeField(null=True)
+    failed_changes = models.PositiveIntegerField(default=0)
+    lockouts = models.PositiveIntegerField(default=0)
+    lockout_at = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name = _("password record")
+        verbose_name_plural = _("password records")
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+class Demand(models.Model):
+    """A batch wants this user. Deleted when met, so that the table is as long as the open list."""
+
+    batch = models.ForeignKey(ExpiryBatch, on_delete=models.CASCADE, related_name="demands")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="pwexpire_demands"
+    )
+
+    class Meta:
+        verbose_name = _("demand")
+        verbose_name_plural = _("demands")
+        constraints = [
+            models.UniqueConstraint(fields=["batch", "user"], name="pwexpire_demand_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.batch_id}: {self.user_id}"
+
+
+class Exclusion(models.Model):
+    """A batch on everyone does not want this user."""
+
+    batch = models.ForeignKey(ExpiryBatch, on_delete=models.CASCADE, related_name="exclusions")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="pwexpire_exclusions"
+    )
+
+    class Meta:
+        verbose_name = _("exclusion")
+        verbose_name_plural = _("exclusions")
+        constraints = [
+            models.UniqueConstraint(fields=["batch", "user"], name="pwexpire_exclusion_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.batch_id}: {self.user_id}"
+
+
+class SessionEntry(models.Model):
+    """The index: which session key belongs to whom. Keys are credentials."""
+
+    session_key = models.CharField(max_length=64, primary_key=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="pwexpire_sessions"
+    )
+    created_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("session entry")
+        verbose_name_plural = _("session entries")
+
+    def __str__(self) -> str:
+        return f"{self.session_key[:6]}…"

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import (
+    check_password,
+    get_hasher,
+    identify_hasher,
+    is_password_usable,
+)
+from django.db import Error as DatabaseFault
+from django.db import connections, transaction
+from django.http import HttpRequest
+from django.utils import timezone
+
+from pwexpire.conf import conf
+from pwexpire.feed import feed
+from pwexpire.models import EnforcementState
+from pwexpire.services.changes import meet_demands, testify, witness
+from pwexpire.services.sessions import forget_session, index_session, uses_index
+from pwexpire.services.stamps import clear_numbered_flag, set_flag, stamp_session
+from pwexpire.services.status import judge, read_counter
+from pwexpire.sessionstore.registry import get_adapter
+
+logger = logging.getLogger("pwexpire")
+_PENDING = "_pwexpire_pending"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A new password that is about to be written: the counter before, and whether it is new."""
+
+    counter: int
+    real: bool
+
+
+def savepoint() -> AbstractContextManager[None]:
+    """So that a fault of ours leaves the caller's transaction as it was."""
+    if connections[feed.using].in_atomic_block:
+        return transaction.atomic(using=feed.using)
+    return nullcontext()
+
+
+def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
+    """Stamp the session with what it satisfies; flag it at once if the password is expired."""
+    session = getattr(request, "session", None)
+    if session is None or user is None or user.pk is None:
+        return
+    request._pwexpire_login = True  # type: ignore[union-attr]
+    try:
+        with savepoint():
+            counter = read_counter()
+            judged = judge(user)
+    except DatabaseFault as error:
+        logger.error("A login could not be stamped: %s", error)
+        return
+    stamp_session(session, counter, judged)
+    if judged.held:
+        set_flag(session, judged.demand or counter)
+    else:
+        clear_numbered_flag(session)
+    if not uses_index(get_adapter()):
+        return
+    if session.session_key is None:
+        session.create()
+    key = session.session_key
+
+    def work() -> None:
+        try:
+            index_session(key, user)
+        except DatabaseFault as error:
+            logger.error("A session could not be indexed: %s", error)
+
+    transaction.on_commit(work, using=feed.using, robust=True)
+
+
+def on_logout(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
+    key = getattr(getattr(request, "session", None), "session_key", None)
+
+    def work() -> None:
+        try:
+            forget_session(key)
+        except DatabaseFault as error:
+            logger.error("A session could not leave the index: %s", error)
+
+    transaction.on_commit(work, using=feed.using, robust=True)
+
+
+def before_user_saved(
+    sender: Any, instance: Any, raw: bool = False, update_fields: Any = None, **kwargs: Any
+) -> None:
+    """Read the counter before a new password is written, so that a concurrent expiry wins."""
+    if raw or not isinstance(instance, get_user_model()) or instance._state.adding:
+        return
+    if update_fields is not None and "password" not in update_fields:
+        return
+    try:
+        with savepoint():
+            if getattr(instance, "_password", None) is not None:
+                instance.__dict__[_PENDING] = _look_at_change(instance)
+            else:
+                _look_at_hash(instance)
+    except DatabaseFault as error:
+        logger.error("A password change could not be prepared: %s", error)
+
+
+def _look_at_change(user: Any) -> Pending:
+    counter = read_counter()
+    if not (_held_here() or conf.policy is not None or judge(user).demand):
+        return Pending(counter, True)
+    return Pending(counter, not check_password(user._password, _stored_hash(user)))
+
+
+def _look_at_hash(user: Any) -> None:
+    """A hash that came without its password: an upgrade of the hasher, or a change in disguise."""
+    view = feed.current(feed.scope())
+    if not _held_here() and (view is None or not view.demand(str(user.pk))):
+        return
+    old = _stored_hash(user)
+    if old == user.password or not is_password_usable(user.password):
+        return
+    preferred, hasher = get_hasher(), identify_hasher(old) if is_password_usable(old) else None
+    if hasher and (hasher.algorithm != preferred.algorithm or hasher.must_update(old)):
+        testify(user, real=False)
+        return
+    logger.warning(
+        "The password hash of user %s was replaced without set_password() while a change is "
+        "demanded: call pwexpire.services.record_password_change(user).",
+        user.pk,
+    )
+
+
+def _held_here() -> bool:
+    current = witness.get()
+    return current is not None and current.held
+
+
+def _stored_hash(user: Any) -> str:
+    users = get_user_model()._base_manager.using(feed.using)
+    return users.filter(pk=user.pk).values_list("password", flat=True).first() or "!"
+
+
+def after_user_saved(
+    sender: Any, instance: Any, created: bool, raw: bool = False, **kwargs: Any
+) -> None:
+    if raw or not isinstance(instance, get_user_model()):
+        return
+    pending: Pending | None = instance.__dict__.pop(_PENDING, None)
+    try:
+        with savepoint():
+            if created:
+                meet_demands(instance, number=read_counter(), created=True)
+            elif pending is not None:
+                testify(instance, real=pending.real)
+                if pending.real:
+                    meet_demands(instance, number=pending.counter)
+    except DatabaseFault as error:
+        logger.error("A password change could not be recorded: %s", error)
+
+
+def after_migrate(sender: Any, using: str, **kwargs: Any) -> None:
+    """Make the one row of the state; its time is the day on which pwexpire came."""
+    if using == feed.using:
+        EnforcementState.objects.using(using).get_or_create(
+            pk=1, defaults={"created_at": timezone.now()}
+        )

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pwexpire.models import ExpiryBatch, PasswordRecord, Reason, Require, SessionAction
+from pwexpire.services.aio import (
+    acancel_expiry,
+    aend_sessions,
+    aexpire_everyone,
+    aexpire_passwords,
+    aflag_sessions,
+    apassword_status,
+    apreview_expiry,
+    arecord_password_change,
+    aresume_expiry,
+)
+from pwexpire.services.batches import (
+    ExpiryPreview,
+    cancel_expiry,
+    end_sessions,
+    expire_everyone,
+    expire_passwords,
+    preview_expiry,
+    resume_expiry,
+)
+from pwexpire.services.changes import record_password_change
+from pwexpire.services.sessions import FlagReport, flag_sessions
+from pwexpire.services.status import PasswordStatus, password_status
+
+__all__ = [
+    "ExpiryBatch",
+    "ExpiryPreview",
+    "FlagReport",
+    "PasswordRecord",
+    "PasswordStatus",
+    "Reason",
+    "Require",
+    "SessionAction",
+    "acancel_expiry",
+    "aend_sessions",
+    "aexpire_everyone",
+    "aexpire_passwords",
+    "aflag_sessions",
+    "apassword_status",
+    "apreview_expiry",
+    "arecord_password_change",
+    "aresume_expiry",
+    "cancel_expiry",
+    "end_sessions",
+    "expire_everyone",
+    "expire_passwords",
+    "flag_sessions",
+    "password_status",
+    "preview_expiry",
+    "record_password_change",
+    "resume_expiry",
+]

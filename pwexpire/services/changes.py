@@ -1,0 +1,65 @@
+"""What counts as a real change, and what it does."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import transaction
+from django.db.models.functions import Greatest
+from django.utils import timezone
+
+from pwexpire.feed import feed
+from pwexpire.models import PasswordRecord
+from pwexpire.services.batches import close_demands
+from pwexpire.services.status import check_saved, read_counter
+from pwexpire.signals import password_changed
+
+
+@dataclass
+class Witness:
+    """What the receivers saw during one request: primary key -> was it a real change."""
+
+    held: bool = False
+    judged: dict[str, bool] = field(default_factory=dict)
+
+
+def testify(user: Any, *, real: bool) -> None:
+    current = witness.get()
+    if current is not None:
+        current.judged[str(user.pk)] = real
+
+
+witness: ContextVar[Witness | None] = ContextVar("pwexpire_witness", default=None)
+
+
+def record_password_change(user: Any) -> None:
+    """Say that ``user`` has a new password, where Django cannot see it (``QuerySet.update``, LDAP).
+
+    Every demand up to now is met by it. Inside a transaction it counts from the commit.
+    Raises ``InvalidRequest`` for an unsaved user.
+    """
+    check_saved(user)
+    meet_demands(user, number=read_counter())
+
+
+def meet_demands(user: Any, *, number: int, created: bool = False) -> None:
+    """``number``: the counter as it was before the new password was written."""
+
+    def work() -> None:
+        now = timezone.now()
+        with transaction.atomic(using=feed.using):
+            records = PasswordRecord.objects.using(feed.using)
+            records.get_or_create(user_id=user.pk)
+            values: dict[str, Any] = {} if created else {"renewed_at": now, "failed_changes": 0}
+            records.filter(pk=user.pk).update(
+                satisfied=Greatest("satisfied", number), changed_at=now, **values
+            )
+            if not created:
+                close_demands([user.pk], upto=number)
+        feed.drop()
+        if not created:
+            password_changed.send_robust(sender=type(user), user=user)
+
+    transaction.on_commit(work, using=feed.using)

@@ -1,0 +1,30 @@
+"""What a session carries of pwexpire. Written at a login and at a change, at no other time."""
+
+from __future__ import annotations
+
+from django.contrib.sessions.backends.base import SessionBase
+
+from pwexpire.conf import conf
+from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
+from pwexpire.services.status import Judgement
+
+
+def stamp_session(session: SessionBase, counter: int, judged: Judgement) -> None:
+    """``counter``: read before the record was judged."""
+    session[SESSION_STAMP] = {"n": counter, "a": judged.ages, "p": conf.policy_key}
+
+
+def set_flag(session: SessionBase, number: int) -> None:
+    session[SESSION_FLAG] = True
+    session[SESSION_DEMAND] = number
+
+
+def clear_flag(session: SessionBase) -> bool:
+    session.pop(SESSION_DEMAND, None)
+    return bool(session.pop(SESSION_FLAG, False))
+
+
+def clear_numbered_flag(session: SessionBase) -> None:
+    """A flag set by hand outlives a login: only a change, or who set it, takes it away."""
+    if SESSION_DEMAND in session:
+        clear_flag(session)

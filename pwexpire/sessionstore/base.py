@@ -1,0 +1,129 @@
+"""What a session engine can do from outside a request; a plain engine can do little."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from django.contrib.auth import SESSION_KEY
+from django.contrib.sessions.backends.base import SessionBase
+
+from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
+
+logger = logging.getLogger("pwexpire")
+
+
+class Outcome(StrEnum):
+    FLAGGED = "flagged"
+    ALREADY = "already"
+    GONE = "gone"
+    CONFLICT = "conflict"
+    UNSUPPORTED = "unsupported"
+    FAILED = "failed"
+    ENDED = "ended"
+    CLEARED = "cleared"
+
+
+# Session key -> whose it has to be, and the demand (None: a flag as set by hand).
+Wanted = Mapping[str, tuple[str, int | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSession:
+    key: str
+    user_id: str | None
+    flagged: bool
+    demand: int | None
+    expires: datetime | None
+
+    @classmethod
+    def of(cls, key: str, data: Mapping[str, Any], expires: datetime | None) -> StoredSession:
+        return cls(
+            key=key,
+            user_id=data.get(SESSION_KEY),
+            flagged=bool(data.get(SESSION_FLAG)),
+            demand=data.get(SESSION_DEMAND),
+            expires=expires,
+        )
+
+
+def peek(session: SessionBase) -> dict[str, Any]:
+    """The data of a session, neither accessed nor modified by this; ``{}`` if it is not loaded."""
+    data: dict[str, Any] = getattr(session, "_session_cache", {})
+    return data
+
+
+def set_in_memory(session: SessionBase, key: str, value: Any) -> None:
+    """For this request only: a save by somebody else takes it along, none is caused."""
+    peek(session)[key] = value
+
+
+def drop_in_memory(session: SessionBase, key: str) -> None:
+    peek(session).pop(key, None)
+
+
+def shorten(key: str) -> str:
+    """A key is a credential; this much of it may be shown."""
+    return f"{key[:6]}…"
+
+
+class SessionAdapter:
+    """An engine with keys on the server and no more: sessions can be ended one by one."""
+
+    supports_enumerate = False
+    supports_flag = False
+    supports_end = True
+    supports_user_lookup = False
+    supports_index = True
+
+    def __init__(self, store_class: type[SessionBase]) -> None:
+        self.store_class = store_class
+        self.name = store_class.__module__.removeprefix("django.contrib.sessions.backends.")
+
+    def sessions(
+        self, *, after: str = "", chunk: int = 1000, live_only: bool = True
+    ) -> Iterator[StoredSession]:
+        """All stored sessions in the order of their keys, in constant memory."""
+        return iter(())
+
+    def keys_of(self, user_ids: Sequence[Any]) -> Iterator[tuple[str, str]]:
+        """(session key, user id) of live sessions, by the model's user column."""
+        return iter(())
+
+    def flag(self, wanted: Wanted) -> Counter[Outcome]:
+        """Set the flag, touching nothing else and keeping the lifetime."""
+        return Counter({Outcome.UNSUPPORTED: len(wanted)})
+
+    def clear(self, wanted: Wanted) -> Counter[Outcome]:
+        """Take away a flag that stands for the given demand or an older one."""
+        return Counter({Outcome.UNSUPPORTED: len(wanted)})
+
+    def end(self, wanted: Mapping[str, str]) -> Counter[Outcome]:
+        """Delete sessions, session key -> whose it has to be."""
+        outcomes: Counter[Outcome] = Counter()
+        for key, user_id in wanted.items():
+            try:
+                outcomes[self._end_one(key, user_id)] += 1
+            except Exception as error:  # whatever the engine's backend raises
+                logger.error("Session %s could not be ended: %s", shorten(key), error)
+                outcomes[Outcome.FAILED] += 1
+        return outcomes
+
+    def _end_one(self, key: str, user_id: str) -> Outcome:
+        if not self.store_class().exists(key):
+            return Outcome.GONE
+        store = self.store_class(key)
+        if store.get(SESSION_KEY) != user_id:
+            return Outcome.GONE
+        store.delete(key)
+        return Outcome.ENDED
+
+    def alive(self, keys: Collection[str]) -> set[str]:
+        """Those of ``keys`` that still exist."""
+        store = self.store_class()
+        return {key for key in keys if store.exists(key)}

@@ -1,0 +1,206 @@
+"""Engines with a model: rows are written by compare-and-swap on ``session_data``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from django.contrib.auth import SESSION_KEY, get_user_model
+from django.contrib.sessions.backends.base import SessionBase
+from django.core.exceptions import FieldDoesNotExist
+from django.db import Error, connections, router, transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
+from pwexpire.sessionstore.base import (
+    Outcome,
+    SessionAdapter,
+    StoredSession,
+    Wanted,
+    logger,
+    shorten,
+)
+
+CHUNK = 500
+TRIES = 3
+USER_COLUMNS = ("user", "user_id", "account_id")
+
+# What becomes of the decoded data: an outcome instead of a write, or None for "write it".
+Edit = Callable[[dict[str, Any], int | None], Outcome | None]
+
+
+def _set_flag(data: dict[str, Any], demand: int | None) -> Outcome | None:
+    if data.get(SESSION_FLAG):
+        known = data.get(SESSION_DEMAND)
+        if known is None or demand is None or known >= demand:
+            return Outcome.ALREADY
+    data[SESSION_FLAG] = True
+    if demand is not None:
+        data[SESSION_DEMAND] = demand
+    return None
+
+
+def _drop_flag(data: dict[str, Any], demand: int | None) -> Outcome | None:
+    known = data.get(SESSION_DEMAND)
+    if SESSION_FLAG not in data:
+        return Outcome.ALREADY
+    if (known is None) != (demand is None) or (known or 0) > (demand or 0):
+        return Outcome.CONFLICT
+    data.pop(SESSION_FLAG)
+    data.pop(SESSION_DEMAND, None)
+    return None
+
+
+class RowAdapter(SessionAdapter):
+    supports_enumerate = True
+    supports_flag = True
+
+    def __init__(self, store_class: type[SessionBase], model: Any) -> None:
+        super().__init__(store_class)
+        self.model = model
+        self.user_column = _find_user_column(model)
+        self.supports_user_lookup = self.user_column is not None
+        self.supports_index = not self.supports_user_lookup
+        quote = connections[self.using].ops.quote_name
+        meta = model._meta
+        key, data = quote(meta.pk.column), quote(meta.get_field("session_data").column)
+        self._swap = f"UPDATE {quote(meta.db_table)} SET {data} = %s WHERE {key} = %s AND {data} = %s"
+
+    @property
+    def using(self) -> str:
+        return router.db_for_write(self.model)
+
+    def _rows(self, *, live_only: bool = True) -> QuerySet[Any]:
+        rows = self.model._base_manager.using(self.using)
+        return rows.filter(expire_date__gt=timezone.now()) if live_only else rows.all()
+
+    def sessions(
+        self, *, after: str = "", chunk: int = 1000, live_only: bool = True
+    ) -> Iterator[StoredSession]:
+        store = self.store_class()
+        rows = self._rows(live_only=live_only).order_by("pk")
+        fields = ("pk", "session_data", "expire_date")
+        while page := list(rows.filter(pk__gt=after).values_list(*fields)[:chunk]):
+            for key, data, expires in page:
+                yield StoredSession.of(key, store.decode(data), expires)
+            after = page[-1][0]
+
+    def keys_of(self, user_ids: Sequence[Any]) -> Iterator[tuple[str, str]]:
+        column = self.user_column
+        found = self._rows().filter(**{f"{column}__in": user_ids})
+        for key, user_id in found.values_list("pk", column).iterator():
+            yield key, str(user_id)
+
+    def alive(self, keys: Collection[str]) -> set[str]:
+        return set(self._rows().filter(pk__in=keys).values_list("pk", flat=True))
+
+    def flag(self, wanted: Wanted) -> Counter[Outcome]:
+        return self._edit(wanted, _set_flag, Outcome.FLAGGED)
+
+    def clear(self, wanted: Wanted) -> Counter[Outcome]:
+        return self._edit(wanted, _drop_flag, Outcome.CLEARED)
+
+    def end(self, wanted: Mapping[str, str]) -> Counter[Outcome]:
+        outcomes: Counter[Outcome] = Counter()
+        store = self.store_class()
+        for chunk in _chunks(wanted):
+            rows = self._rows(live_only=False).filter(pk__in=chunk)
+            mine = [
+                key
+                for key, data in rows.values_list("pk", "session_data")
+                if store.decode(data).get(SESSION_KEY) == wanted[key]
+            ]
+            ended, _ = rows.filter(pk__in=mine).delete()
+            self.forget(mine)
+            outcomes.update({Outcome.ENDED: ended, Outcome.GONE: len(chunk) - ended})
+        return +outcomes
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Rows were written; for engines that keep a copy of them elsewhere."""
+
+    def _edit(self, wanted: Wanted, edit: Edit, done: Outcome) -> Counter[Outcome]:
+        outcomes: Counter[Outcome] = Counter()
+        for chunk in _chunks(wanted):
+            try:
+                outcomes.update(self._edit_chunk({key: wanted[key] for key in chunk}, edit, done))
+            except Error as error:
+                logger.error("Sessions from %s on were not written: %s", shorten(chunk[0]), error)
+                outcomes[Outcome.FAILED] += len(chunk)
+        return outcomes
+
+    def _edit_chunk(self, wanted: Wanted, edit: Edit, done: Outcome) -> Counter[Outcome]:
+        outcomes: Counter[Outcome] = Counter()
+        left = dict(wanted)
+        for _ in range(TRIES):
+            swaps: dict[str, tuple[str, str, str]] = {}
+            for key, new, old in self._prepare(left, edit, outcomes):
+                swaps[key] = (new, key, old)
+            if not swaps:
+                return outcomes
+            missed = self._write(swaps)
+            written = swaps.keys() - missed
+            self.forget(written)
+            outcomes[done] += len(written)
+            left = {key: wanted[key] for key in missed}
+            if not left:
+                return outcomes
+        outcomes[Outcome.CONFLICT] += len(left)
+        return outcomes
+
+    def _prepare(
+        self, wanted: Wanted, edit: Edit, outcomes: Counter[Outcome]
+    ) -> Iterator[tuple[str, str, str]]:
+        store = self.store_class()
+        rows = dict(self._rows().filter(pk__in=list(wanted)).values_list("pk", "session_data"))
+        outcomes[Outcome.GONE] += len(wanted) - len(rows)
+        for key, old in rows.items():
+            user_id, demand = wanted[key]
+            data = store.decode(old)
+            # Data whose signature is bad decodes to nothing, and so belongs to nobody.
+            outcome = edit(data, demand) if data.get(SESSION_KEY) == user_id else Outcome.GONE
+            if outcome is None:
+                yield key, store.encode(data), old
+            else:
+                outcomes[outcome] += 1
+
+    def _write(self, swaps: Mapping[str, tuple[str, str, str]]) -> set[str]:
+        """The keys that somebody else was faster with. ``rowcount`` is a sum, so look again."""
+        with transaction.atomic(using=self.using), connections[self.using].cursor() as cursor:
+            cursor.executemany(self._swap, list(swaps.values()))
+            if cursor.rowcount == len(swaps):
+                return set()
+            rows = self._rows(live_only=False).filter(pk__in=list(swaps))
+            now = dict(rows.values_list("pk", "session_data"))
+        return {key for key, (new, _, _) in swaps.items() if now.get(key) != new}
+
+
+class CachedRowAdapter(RowAdapter):
+    """Rows with a copy in the cache, which is dropped after each write."""
+
+    def forget(self, keys: Collection[str]) -> None:
+        store: Any = self.store_class()
+        if keys:
+            store._cache.delete_many([store.cache_key_prefix + key for key in keys])
+
+
+def _chunks(keys: Collection[str]) -> Iterator[list[str]]:
+    left = iter(keys)
+    while chunk := list(islice(left, CHUNK)):
+        yield chunk
+
+
+def _find_user_column(model: Any) -> str | None:
+    """A foreign key to the user model, or the column of the recipe in Django's documentation."""
+    for name in USER_COLUMNS:
+        try:
+            field = model._meta.get_field(name)
+        except FieldDoesNotExist:
+            continue
+        if not field.is_relation or field.related_model is get_user_model():
+            return str(field.attname)
+    return None
+
+

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import REDIRECT_FIELD_NAME, logout, views
+from django.contrib.auth.signals import user_login_failed
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import resolve_url
+from django.urls import NoReverseMatch
+from django.utils.decorators import method_decorator
+from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
+
+from pwexpire.conf import conf
+from pwexpire.decorators import password_expiry_exempt
+from pwexpire.exceptions import ChangeURLNotFound
+from pwexpire.forms import ExpiredPasswordChangeForm
+from pwexpire.models import Reason
+from pwexpire.responses import find_url, unavailable, unprocessed_text
+from pwexpire.services.attempts import count_failed_change
+from pwexpire.services.status import password_status
+
+# What a listener of user_login_failed may need to tell clients apart; no cookie, no query, no body.
+REPORTED_META = ("REMOTE_ADDR", "HTTP_X_FORWARDED_FOR", "HTTP_USER_AGENT", "HTTP_ACCEPT")
+
+
+@method_decorator(never_cache, name="dispatch")
+class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
+    """Asks for the old password, refuses it as the new one, and returns to ``next``."""
+
+    form_class = ExpiredPasswordChangeForm
+    template_name = "pwexpire/password_change.html"
+    next_page = "pwexpire:password_change_done"
+    success_url = None
+
+    def get_success_url(self) -> str:
+        return views.RedirectURLMixin.get_success_url(self)
+
+    def form_invalid(self, form: Any) -> HttpResponse:
+        if form.old_password_was_wrong:
+            user = self.request.user
+            ended = count_failed_change(user)
+            report_failure(self.request, user)
+            if ended:
+                logout(self.request)
+                return HttpResponseRedirect(resolve_url(settings.LOGIN_URL))
+        return super().form_invalid(form)
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        context = super().get_context_data(**kwargs)
+        status = password_status(self.request.user)
+        form = context["form"]
+        return {
+            **context,
+            "status": status,
+            "reason": reason_label(status.reason),
+            "unprocessed": unprocessed_text() if "unprocessed" in self.request.GET else "",
+            "reset_url": reset_url() if form.is_bound and form.old_password_was_wrong else "",
+            "next_field": REDIRECT_FIELD_NAME,
+            "next": self.get_redirect_url(),
+        }
+
+
+@method_decorator(never_cache, name="dispatch")
+class PasswordChangeDoneView(views.PasswordChangeDoneView):
+    template_name = "pwexpire/password_change_done.html"
+
+
+@password_expiry_exempt
+def well_known(request: HttpRequest) -> HttpResponse:
+    """W3C "A Well-Known URL for Changing Passwords": leads to the change page."""
+    try:
+        return HttpResponseRedirect(find_url(conf.change_url, getattr(request, "urlconf", None)))
+    except ChangeURLNotFound as error:
+        return unavailable(str(error))
+
+
+def reason_label(reason: str | None) -> str:
+    if reason is None:
+        return ""
+    own = conf.reasons.get(reason)
+    if own is not None:
+        return str(own)
+    return str(Reason(reason).label) if reason in Reason.values else _("it was asked for")
+
+
+def reset_url() -> str:
+    try:
+        return str(resolve_url(conf.reset_url))
+    except NoReverseMatch:
+        return ""
+
+
+def report_failure(request: HttpRequest, user: Any) -> None:
+    """Count a wrong old password as a failed login, with a request that carries no password."""
+    stripped = HttpRequest()
+    stripped.method = "POST"
+    stripped.path = stripped.path_info = request.path
+    stripped.META = {name: request.META[name] for name in REPORTED_META if name in request.META}
+    stripped._pwexpire_change_page = True  # type: ignore[attr-defined]
+    name = user.get_username()
+    user_login_failed.send_robust(
+        sender=__name__,
+        credentials={"username": name, user.USERNAME_FIELD: name},
+        request=stripped,
+    )
