@@ -9,7 +9,6 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from django.db import Error, OperationalError, ProgrammingError, connections, router, transaction
 from django.db.models import Max
@@ -190,6 +189,3 @@ feed = Feed()
 if hasattr(os, "register_at_fork"):  # pragma: no branch
     os.register_at_fork(after_in_child=feed.reset)
 
-
-def verdict_key(user_id: Any, auth_hash: str, stamp: int) -> VerdictKey:
-    return str(user_id), auth_hash, stamp

@@ -20,7 +20,7 @@ from django.urls import ResolverMatch
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
 from pwexpire.exceptions import ChangeURLNotFound, EnforcementUnavailable
-from pwexpire.feed import Verdict, View, feed, verdict_key
+from pwexpire.feed import Verdict, VerdictKey, View, feed
 from pwexpire.responses import (
     admin_change_url,
     find_match,
@@ -54,11 +54,16 @@ class Case:
     flagged: bool
     flag_number: int | None
     stamp: int
+    born: int
     ages: float | None
     policy_key: str | None
     held: bool = False
     answered: bool = False
     reached: bool = False
+
+    @property
+    def key(self) -> VerdictKey:
+        return self.user_id, self.auth_hash, self.born
 
     @property
     def served_elsewhere(self) -> bool:
@@ -87,6 +92,7 @@ def read_case(session: SessionBase) -> Case | None:
         flagged=bool(data.get(SESSION_FLAG)),
         flag_number=number if isinstance(number, int) else None,
         stamp=stamp.get("n", 0),
+        born=stamp.get("b", 0),
         ages=stamp.get("a"),
         policy_key=stamp.get("p"),
     )
@@ -94,11 +100,11 @@ def read_case(session: SessionBase) -> Case | None:
 
 def is_suspect(case: Case, view: View) -> bool:
     """Whether the record has to be asked; compares numbers only."""
-    known = view.verdicts.get(verdict_key(case.user_id, case.auth_hash, case.stamp))
+    known = view.verdicts.get(case.key)
     if known is not None:
         number, ages, policy_key = known.number, known.ages, known.policy_key
     else:
-        number = case.stamp if case.stamp <= view.counter else -1
+        number = case.stamp if case.born <= view.counter else -1
         ages, policy_key = case.ages, case.policy_key
     if case.flagged and (case.flag_number is None or case.flag_number > number):
         return True
@@ -286,13 +292,13 @@ class PasswordExpiryMiddleware:
             if not self.should_enforce(request, user):
                 return None
             judged = judge(user)
-            if judged.ended > case.stamp:
+            if judged.ended > case.born:
                 self._make_anonymous(request)
                 return None
             by_hand = case.flagged and case.flag_number is None and user.has_usable_password()
             if not judged.held and not by_hand:
                 verdict = Verdict(view.counter, judged.ages, conf.policy_key)
-                view.remember(verdict_key(case.user_id, case.auth_hash, case.stamp), verdict)
+                view.remember(case.key, verdict)
                 if case.flagged:
                     self._drop_stale_flag(request, case)
                 return None

@@ -10,8 +10,17 @@ from pwexpire.services.status import Judgement
 
 
 def stamp_session(session: SessionBase, counter: int, judged: Judgement) -> None:
-    """``counter``: read before the record was judged."""
-    session[SESSION_STAMP] = {"n": counter, "a": judged.ages, "p": conf.policy_key}
+    """``counter``: read before the record was judged.
+
+    ``n``: up to which number nothing is demanded of this session; ``b``: at which it began.
+    """
+    satisfied = 0 if judged.held else counter
+    session[SESSION_STAMP] = {
+        "n": satisfied,
+        "b": counter,
+        "a": judged.ages,
+        "p": conf.policy_key,
+    }
 
 
 def set_flag(session: SessionBase, number: int) -> None:

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import os
+import tempfile
+from importlib.util import find_spec
+
+SECRET_KEY = "tests-" + "k" * 60
+ALLOWED_HOSTS = ["*"]
+USE_TZ = True
+ROOT_URLCONF = "tests.urls"
+AXES = find_spec("axes") is not None and os.environ.get("PWEXPIRE_TEST_AXES") != "0"
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.flatpages",
+    "django.contrib.messages",
+    "django.contrib.sessions",
+    "django.contrib.sites",
+    *(["axes"] if AXES else []),
+    *(["qsessions"] if find_spec("qsessions") else []),
+    *(["user_sessions"] if find_spec("user_sessions") else []),
+    "pwexpire",
+    "tests.testapp",
+]
+SITE_ID = 1
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "pwexpire.middleware.PasswordExpiryMiddleware",
+]
+AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
+AXES_LOCKOUT_PARAMETERS = ["username"]
+AXES_FAILURE_LIMIT = 3
+AXES_ENABLED = True
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.path.join(tempfile.gettempdir(), f"pwexpire-{os.getpid()}.sqlite3"),
+    }
+}
+PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.MD5PasswordHasher",
+    "tests.testapp.hashers.QuickPBKDF2",
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+STATIC_URL = "/static/"
+LOGIN_URL = "/accounts/login/"
+LOGIN_REDIRECT_URL = "/"
+SESSION_FILE_PATH = tempfile.mkdtemp(prefix="pwexpire-sessions-")
+PWEXPIRE_POLL_SECONDS = 0
+SILENCED_SYSTEM_CHECKS = ["axes.W003"]

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import include, path
+from django.views.decorators.csrf import csrf_exempt
+from django.views.i18n import JavaScriptCatalog
+
+from pwexpire.decorators import password_expiry_exempt
+
+
+def home(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(request.user.get_username() or "anonymous")
+
+
+async def ahome(request: HttpRequest) -> HttpResponse:
+    user = await request.auser()
+    return HttpResponse(user.get_username() or "anonymous")
+
+
+def plain(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("plain")
+
+
+@csrf_exempt
+def cart(request: HttpRequest) -> HttpResponse:
+    if request.method == "POST":
+        request.session["cart"] = [*request.session.get("cart", []), request.POST["item"]]
+    return JsonResponse({"cart": request.session.get("cart", [])})
+
+
+def json(request: HttpRequest) -> HttpResponse:
+    return JsonResponse({"user": request.user.get_username()})
+
+
+@password_expiry_exempt
+def exempt(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("exempt")
+
+
+urlpatterns = [
+    path("", home, name="home"),
+    path("ahome/", ahome),
+    path("plain/", plain, name="plain"),
+    path("cart/", cart),
+    path("json/", json),
+    path("exempt/", exempt),
+    path("account/", include("pwexpire.urls")),
+    path("", include("pwexpire.urls.well_known")),
+    path("accounts/", include("django.contrib.auth.urls")),
+    path("admin/", admin.site.urls),
+    path("i18n/", include("django.conf.urls.i18n")),
+    path("jsi18n/", JavaScriptCatalog.as_view()),
+]
