@@ -1,3 +1,6 @@
 from __future__ import annotations
 
-ALL: list = []
+from collections.abc import Callable
+from typing import Any
+
+ALL: list[Callable[..., Any]] = []

@@ -75,7 +75,7 @@ class Conf:
         value = self._get("POLICY")
         if value is None or value == _DEFAULT_POLICY:
             return None
-        return str(value.max_age.total_seconds()) if isinstance(value, Policy) else str(value)
+        return str(value.max_age) if isinstance(value, Policy) else str(value)
 
     @property
     def change_url(self) -> str:

@@ -63,7 +63,7 @@ class Feed:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: after a fork, and whenever somebody in this process expires anybody."""
+        """Forget everything: after a fork, and between tests."""
         self._views: dict[tuple[str, str], View] = {}
         self._failed: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
@@ -170,7 +170,7 @@ class Feed:
         )
         users = dict(known.users)
         for user_id, number in rows:
-            users[str(user_id)] = max(users.get(str(user_id), 0), number)
+            users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
         floor = max(floor, known.floor)
         if len(rows) > USERS_MAX or len(users) > USERS_MAX:
             floor, users = max(floor, counter), {}
@@ -188,4 +188,3 @@ def _is_missing_table(using: str, error: Error) -> bool:
 feed = Feed()
 if hasattr(os, "register_at_fork"):  # pragma: no branch
     os.register_at_fork(after_in_child=feed.reset)
-

@@ -32,8 +32,8 @@ from pwexpire.responses import (
 from pwexpire.services.batches import demand_aged
 from pwexpire.services.changes import Witness, record_password_change, witness
 from pwexpire.services.sessions import index_session, uses_index
-from pwexpire.services.status import judge, read_counter
 from pwexpire.services.stamps import clear_flag, stamp_session
+from pwexpire.services.status import judge, read_counter
 from pwexpire.sessionstore.base import drop_in_memory, peek, set_in_memory
 from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.signals import expiry_cleared, expiry_enforced
@@ -130,11 +130,11 @@ class PasswordExpiryMiddleware:
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
         self.is_async = iscoroutinefunction(get_response)
+        # Django asks the bound method whether it is a coroutine function, and else hops threads.
+        self.process_view: Callable[..., Any] = self._process_view_sync
         if self.is_async:
             markcoroutinefunction(self)
             self.process_view = self._process_view_async
-        else:
-            self.process_view = self._process_view_sync
 
     # The hooks.
 
@@ -199,7 +199,8 @@ class PasswordExpiryMiddleware:
             return None
         view = feed.current(scope := self.get_scope(request))
         if view is not None and not is_suspect(case, view):
-            return self._pass(request, case)
+            self._pass(request, case)
+            return None
         return self._examine(request, case, scope)
 
     async def _decide_async(self, request: HttpRequest) -> Answer:
@@ -214,7 +215,8 @@ class PasswordExpiryMiddleware:
             return None
         view = feed.current(scope := self.get_scope(request))
         if view is not None and not is_suspect(case, view):
-            return self._pass(request, case)
+            self._pass(request, case)
+            return None
         return await sync_to_async(self._examine)(request, case, scope)
 
     def _process_view_sync(
@@ -283,7 +285,8 @@ class PasswordExpiryMiddleware:
         try:
             view = feed.view(scope)
             if not is_suspect(case, view):
-                return self._pass(request, case)
+                self._pass(request, case)
+                return None
             user = request.user
             if not user.is_authenticated:
                 if case.flagged:
@@ -379,7 +382,7 @@ class PasswordExpiryMiddleware:
         async def auser() -> AnonymousUser:
             return AnonymousUser()
 
-        request.auser = auser  # type: ignore[method-assign,assignment]
+        request.auser = auser
 
     def _show_flag(self, request: HttpRequest, case: Case, number: int) -> None:
         """Into this copy and, where that can be done without harm, into the store."""
@@ -429,8 +432,8 @@ class PasswordExpiryMiddleware:
         return response
 
     def _settle(self, request: HttpRequest, case: Case) -> None:
-        """The session's auth hash was refreshed: the flag leaves it if the password really changed."""
-        user = get_user_model()._base_manager.using(feed.using).get(pk=request.user.pk)
+        """The auth hash was refreshed: the flag leaves if the password really changed."""
+        user = get_user_model()._base_manager.using(feed.using).get(pk=case.user_id)
         if case.auth_hash in (user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()):
             return  # only SECRET_KEY was rotated
         current = witness.get()

@@ -51,8 +51,8 @@ def find_url(name: str, urlconf: Any = None) -> str:
         return reverse(name, urlconf=urlconf)
     except (NoReverseMatch, Resolver404):
         raise ChangeURLNotFound(
-            f"PWEXPIRE_CHANGE_URL = {name!r} leads to no page: include pwexpire.urls in the URLconf, "
-            "or set it to the name of the site's password-change view."
+            f"PWEXPIRE_CHANGE_URL = {name!r} leads to no page: include pwexpire.urls in the "
+            "URLconf, or set it to the name of the site's password-change view."
         ) from None
 
 

@@ -26,7 +26,10 @@ class AsyncBrowser:
             setattr(self, name, functools.partial(self._send, name))
 
     def _send(self, name, *args, **kwargs):
-        return async_to_sync(getattr(self.client, name))(*args, **kwargs)
+        async def send():
+            return await getattr(self.client, name)(*args, **kwargs)
+
+        return async_to_sync(send)()
 
     @property
     def cookies(self):

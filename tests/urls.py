@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from django.contrib import admin
+from django.contrib.auth import authenticate, update_session_auth_hash
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
 from django.views.decorators.csrf import csrf_exempt
@@ -22,8 +23,13 @@ def plain(request: HttpRequest) -> HttpResponse:
     return HttpResponse("plain")
 
 
+def ran() -> None:
+    """Called where a view has run."""
+
+
 @csrf_exempt
 def cart(request: HttpRequest) -> HttpResponse:
+    ran()
     if request.method == "POST":
         request.session["cart"] = [*request.session.get("cart", []), request.POST["item"]]
     return JsonResponse({"cart": request.session.get("cart", [])})
@@ -38,6 +44,15 @@ def exempt(request: HttpRequest) -> HttpResponse:
     return HttpResponse("exempt")
 
 
+@password_expiry_exempt
+@csrf_exempt
+def sudo(request: HttpRequest) -> HttpResponse:
+    """Asks for the password again, and keeps the session alive when its hash was upgraded."""
+    user = authenticate(request, username=request.user.username, password=request.POST["password"])
+    update_session_auth_hash(request, user)
+    return HttpResponse("sudo")
+
+
 urlpatterns = [
     path("", home, name="home"),
     path("ahome/", ahome),
@@ -45,6 +60,7 @@ urlpatterns = [
     path("cart/", cart),
     path("json/", json),
     path("exempt/", exempt),
+    path("exempt/sudo/", sudo),
     path("account/", include("pwexpire.urls")),
     path("", include("pwexpire.urls.well_known")),
     path("accounts/", include("django.contrib.auth.urls")),

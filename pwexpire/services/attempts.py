@@ -53,9 +53,7 @@ def expire_after_lockout(user: Any, *, window: timedelta) -> ExpiryBatch | None:
         if record.lockout_at is not None and now - record.lockout_at < window:
             return None
         fresh = Q(lockout_at=None) | Q(lockout_at__lte=now - window)
-        if not records.filter(fresh, pk=user.pk).update(
-            lockouts=F("lockouts") + 1, lockout_at=now
-        ):
+        if not records.filter(fresh, pk=user.pk).update(lockouts=F("lockouts") + 1, lockout_at=now):
             return None
         record.refresh_from_db(using=feed.using)
         if record.lockouts < conf.lockout_threshold:

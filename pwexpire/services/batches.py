@@ -269,7 +269,7 @@ def _finish_again(batch: ExpiryBatch, progress: Progress | None) -> None:
 
 
 def preview_expiry(users: Any, *, exclude: Any = None) -> ExpiryPreview:
-    """Count what ``expire_passwords`` would meet with, without writing. Raises ``InvalidRequest``."""
+    """Count what ``expire_passwords`` would meet with; write nothing. Raises ``InvalidRequest``."""
     selection = Selection(users, exclude=exclude)
     total = already = not_applicable = 0
     for rows in selection.chunks():
@@ -309,7 +309,7 @@ def end_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport:
 
 
 def cancel_expiry(users: Any, *, actor: Any = None, note: str = "") -> int:
-    """Lift the open demands from ``users`` (a user, users, a ``QuerySet``) or a whole ``ExpiryBatch``.
+    """Lift the open demands from ``users`` (one, many, a ``QuerySet``) or of an ``ExpiryBatch``.
 
     A flag that stands for a lifted demand no longer holds; sessions that were to be ended stay
     ended. ``actor`` and ``note`` are kept with a cancelled batch.
@@ -357,7 +357,7 @@ def _cancel_batch(batch: ExpiryBatch, actor: Any, note: str) -> int:
         if row.sessions == SessionAction.END and row.number and not row.everyone:
             for rows in Selection(users).chunks():
                 close_demands([pk for pk, _ in rows])
-        said = "\n".join(part for part in (row.note, f"{actor or ''}: {note}" if note else "") if part)
+        said = "\n".join(filter(None, (row.note, f"{actor or ''}: {note}" if note else "")))
         _set(batch, state=BatchState.CANCELLED, cancelled_at=timezone.now(), note=said)
     _cancelled(None)
     return lifted
@@ -385,7 +385,7 @@ def close_demands(pks: list[Any], *, upto: int | None = None) -> None:
     ):
         ids.append(pk)
         if sessions == SessionAction.END:
-            ended[user] = max(ended.get(user, 0), number)
+            ended[user] = max(ended.get(user, 0), number or 0)
     records = PasswordRecord.objects.using(feed.using)
     for user, number in ended.items():
         records.get_or_create(user_id=user)

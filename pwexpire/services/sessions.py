@@ -170,7 +170,9 @@ def flag_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport
     return report
 
 
-def project(batch: ExpiryBatch, selection: Selection, progress: Progress | None) -> Counter[Outcome]:
+def project(
+    batch: ExpiryBatch, selection: Selection, progress: Progress | None
+) -> Counter[Outcome]:
     """Carry an active batch into the sessions, from its cursor on."""
     outcomes: Counter[Outcome] = Counter()
     rows = ExpiryBatch.objects.using(feed.using).filter(pk=batch.pk)
@@ -194,5 +196,3 @@ def project(batch: ExpiryBatch, selection: Selection, progress: Progress | None)
         if progress is not None:
             progress(done, None)
     return outcomes
-
-

@@ -151,8 +151,9 @@ def open_demands(pks: list[Any]) -> dict[Any, int]:
     found: dict[Any, int] = {}
     rows = active_demands(user__in=pks, batch__holds=True).values_list("user_id", "batch__number")
     for pk, number in rows:
-        found[pk] = max(found.get(pk, 0), number)
-    everyone = dict(active_batches().filter(everyone=True).values_list("pk", "number"))
+        found[pk] = max(found.get(pk, 0), number or 0)
+    batches = active_batches().filter(everyone=True).values_list("pk", "number")
+    everyone = {batch: number or 0 for batch, number in batches}
     if everyone:
         records = PasswordRecord.objects.using(feed.using).filter(user__in=pks)
         satisfied = dict(records.values_list("user_id", "satisfied"))
@@ -176,6 +177,9 @@ def password_status(user: Any) -> PasswordStatus:
     check_saved(user)
     judged = judge(user)
     batch = None
+    reason: str | None
+    require: str | None
+    since: datetime | None
     if judged.demand:
         batch = ExpiryBatch.objects.using(feed.using).filter(number=judged.demand).first()
     if batch is not None:

@@ -67,14 +67,15 @@ class RowAdapter(SessionAdapter):
         quote = connections[self.using].ops.quote_name
         meta = model._meta
         key, data = quote(meta.pk.column), quote(meta.get_field("session_data").column)
-        self._swap = f"UPDATE {quote(meta.db_table)} SET {data} = %s WHERE {key} = %s AND {data} = %s"
+        table = quote(meta.db_table)
+        self._swap = f"UPDATE {table} SET {data} = %s WHERE {key} = %s AND {data} = %s"
 
     @property
     def using(self) -> str:
         return router.db_for_write(self.model)
 
     def _rows(self, *, live_only: bool = True) -> QuerySet[Any]:
-        rows = self.model._base_manager.using(self.using)
+        rows: QuerySet[Any] = self.model._base_manager.using(self.using)
         return rows.filter(expire_date__gt=timezone.now()) if live_only else rows.all()
 
     def sessions(
@@ -89,7 +90,7 @@ class RowAdapter(SessionAdapter):
             after = page[-1][0]
 
     def keys_of(self, user_ids: Sequence[Any]) -> Iterator[tuple[str, str]]:
-        column = self.user_column
+        column = self.user_column or ""
         found = self._rows().filter(**{f"{column}__in": user_ids})
         for key, user_id in found.values_list("pk", column).iterator():
             yield key, str(user_id)
@@ -202,5 +203,3 @@ def _find_user_column(model: Any) -> str | None:
         if not field.is_relation or field.related_model is get_user_model():
             return str(field.attname)
     return None
-
-

@@ -74,5 +74,3 @@ class CookieAdapter(SessionAdapter):
 
     def alive(self, keys: Collection[str]) -> set[str]:
         return set(keys)
-
-
