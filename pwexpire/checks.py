@@ -1,6 +1,268 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
-ALL: list[Callable[..., Any]] = []
+from django.apps import apps
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.checks import CheckMessage, Error, Info, Warning
+from django.db import router
+from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, resolve
+from django.utils.module_loading import import_string
+
+from pwexpire.conf import SETTINGS, conf
+from pwexpire.exceptions import ChangeURLNotFound
+from pwexpire.middleware import PasswordExpiryMiddleware
+from pwexpire.models import PasswordRecord
+from pwexpire.policy import Policy
+from pwexpire.responses import find_url, is_exempt
+from pwexpire.sessionstore.registry import get_adapter
+
+WELL_KNOWN = "/.well-known/change-password"
+
+
+def _position(wanted: type) -> int | None:
+    """Where this middleware, or a subclass of it, stands."""
+    for at, name in enumerate(settings.MIDDLEWARE):
+        try:
+            found = import_string(name)
+        except ImportError:
+            continue
+        if isinstance(found, type) and issubclass(found, wanted):
+            return at
+    return None
+
+
+def check_middleware(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    ours = _position(PasswordExpiryMiddleware)
+    if ours is None:
+        return [
+            Error(
+                "PasswordExpiryMiddleware is not in MIDDLEWARE, so no session is held.",
+                hint='Add "pwexpire.middleware.PasswordExpiryMiddleware" after '
+                '"django.contrib.auth.middleware.AuthenticationMiddleware".',
+                id="pwexpire.E001",
+            )
+        ]
+    for needed in (SessionMiddleware, AuthenticationMiddleware):
+        before = _position(needed)
+        if before is None or before > ours:
+            return [
+                Error(
+                    f"PasswordExpiryMiddleware comes before {needed.__name__}.",
+                    hint=f"Put it after {needed.__name__} in MIDDLEWARE.",
+                    id="pwexpire.E002",
+                )
+            ]
+    return []
+
+
+def check_change_url(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if not getattr(settings, "ROOT_URLCONF", None):
+        return []
+    try:
+        path = find_url(conf.change_url)
+        match = resolve(path)
+    except (ChangeURLNotFound, Resolver404):
+        return [
+            Error(
+                f"PWEXPIRE_CHANGE_URL = {conf.change_url!r} leads to no page.",
+                hint="Include pwexpire.urls in the URLconf, or set PWEXPIRE_CHANGE_URL to the name "
+                "of the site's password-change view.",
+                id="pwexpire.E003",
+            )
+        ]
+    if not is_exempt(match.func, match) and not conf.change_url.startswith("/"):
+        return [
+            Error(
+                f"The view behind PWEXPIRE_CHANGE_URL = {conf.change_url!r} is itself held.",
+                hint="Use the full name with its namespace, as in reverse(), or add the name of "
+                "the view to PWEXPIRE_EXEMPT_VIEWS.",
+                id="pwexpire.E004",
+            )
+        ]
+    return []
+
+
+def check_well_known(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if not getattr(settings, "ROOT_URLCONF", None):
+        return []
+    try:
+        resolve(WELL_KNOWN)
+    except Resolver404:
+        return [
+            Warning(
+                f"{WELL_KNOWN} is not served, so password managers do not find the change page.",
+                hint='Add path("", include("pwexpire.urls.well_known")) to the root URLconf.',
+                id="pwexpire.W013",
+            )
+        ]
+    return []
+
+
+def check_session_engine(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    adapter = get_adapter()
+    lacks = [
+        words
+        for able, words in (
+            (adapter.supports_flag, "be flagged from outside"),
+            (adapter.supports_enumerate, "be listed"),
+            (adapter.supports_end, "be deleted from outside"),
+        )
+        if not able
+    ]
+    if not lacks:
+        return []
+    return [
+        Info(
+            f"Sessions of the engine {adapter.name} cannot {' or '.join(lacks)}; "
+            "they are held by the record at their next request.",
+            hint="Nothing has to be done. With a database engine the flag is visible in the store.",
+            id="pwexpire.I005",
+        )
+    ]
+
+
+def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for name, setting in SETTINGS.items():
+        value = getattr(settings, f"PWEXPIRE_{name}", setting.default)
+        if not setting.accepts(value) or not _is_meant(name, value):
+            found.append(
+                Error(
+                    f"PWEXPIRE_{name} = {value!r} is not {setting.wants}.",
+                    hint=f"Set PWEXPIRE_{name} to {setting.wants}.",
+                    id="pwexpire.E006",
+                )
+            )
+    known = [f"PWEXPIRE_{name}" for name in SETTINGS]
+    for name in dir(settings):
+        if name.startswith("PWEXPIRE_") and name not in known:
+            near = get_close_matches(name, known, n=1)
+            found.append(
+                Warning(
+                    f"{name} is not a setting of pwexpire.",
+                    hint=f"Did you mean {near[0]}?" if near else "Remove it, or see the README.",
+                    id="pwexpire.W007",
+                )
+            )
+    return found
+
+
+def _is_meant(name: str, value: Any) -> bool:
+    if name in ("LOCKOUT_THRESHOLD", "CHANGE_ATTEMPTS"):
+        return bool(value >= 1)
+    if name == "ASSUME_CHANGED":
+        return value in ("now", "joined")
+    if name == "EXEMPT_VIEWS":
+        return all(isinstance(view, str) for view in value)
+    if name == "REASONS":
+        return all(isinstance(slug, str) and 0 < len(slug) <= 40 for slug in value)
+    if name == "POLICY" and isinstance(value, str):
+        try:
+            found = import_string(value)
+        except ImportError:
+            return False
+        return callable(found) or isinstance(found, Policy)
+    return True
+
+
+def check_exempt_views(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if not getattr(settings, "ROOT_URLCONF", None) or not conf.exempt_views:
+        return []
+    known = set(_names(get_resolver()))
+    return [
+        Error(
+            f"PWEXPIRE_EXEMPT_VIEWS names {name!r}, which is no view of the URLconf.",
+            hint=f"Did you mean {near[0]!r}?"
+            if (near := get_close_matches(name, known, n=1))
+            else "Give the full name, with its namespace.",
+            id="pwexpire.E008",
+        )
+        for name in sorted(conf.exempt_views - known)
+    ]
+
+
+def _names(resolver: URLResolver, prefix: str = "") -> Iterator[str]:
+    for pattern in resolver.url_patterns:
+        if isinstance(pattern, URLPattern):
+            if pattern.name:
+                yield prefix + pattern.name
+        else:
+            inner = f"{prefix}{pattern.namespace}:" if pattern.namespace else prefix
+            yield from _names(pattern, inner)
+
+
+def check_lockout_hook(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if not conf.expire_on_lockout:
+        return []
+    if not apps.is_installed("axes"):
+        return [
+            Error(
+                "PWEXPIRE_EXPIRE_ON_LOCKOUT is on, but django-axes is not installed.",
+                hint='Install pwexpire[axes] and add "axes" to INSTALLED_APPS, or switch it off.',
+                id="pwexpire.E009",
+            )
+        ]
+    parameters = getattr(settings, "AXES_LOCKOUT_PARAMETERS", ["ip_address"])
+    if isinstance(parameters, (list, tuple)) and "username" not in _flat(parameters):
+        return [
+            Warning(
+                "PWEXPIRE_EXPIRE_ON_LOCKOUT is on, but AXES_LOCKOUT_PARAMETERS has no username: "
+                "one bad login per name expires everybody.",
+                hint='Add "username" to AXES_LOCKOUT_PARAMETERS.',
+                id="pwexpire.W010",
+            )
+        ]
+    return []
+
+
+def _flat(values: Any) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def check_databases(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    users = router.db_for_write(get_user_model())
+    records = router.db_for_write(PasswordRecord)
+    if users == records:
+        return []
+    return [
+        Error(
+            f"Users are written to the database {users!r}, the records of pwexpire to {records!r}.",
+            hint="Route the app pwexpire to the database of the user model.",
+            id="pwexpire.E011",
+        )
+    ]
+
+
+def check_enforced(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if conf.enforce:
+        return []
+    return [
+        Warning(
+            "PWEXPIRE_ENFORCE is False: nobody is held.",
+            hint="Remove the setting when the emergency is over.",
+            id="pwexpire.W012",
+        )
+    ]
+
+
+ALL: list[Callable[..., list[CheckMessage]]] = [
+    check_middleware,
+    check_change_url,
+    check_well_known,
+    check_session_engine,
+    check_settings,
+    check_exempt_views,
+    check_lockout_hook,
+    check_databases,
+    check_enforced,
+]

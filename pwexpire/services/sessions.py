@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
-from pwexpire.models import EnforcementState, ExpiryBatch, SessionEntry
+from pwexpire.models import BatchState, EnforcementState, ExpiryBatch, Reason, SessionEntry
 from pwexpire.services.selection import Selection
 from pwexpire.services.status import open_demands, read_state
 from pwexpire.sessionstore.base import Outcome, SessionAdapter
@@ -196,3 +196,25 @@ def project(
         if progress is not None:
             progress(done, None)
     return outcomes
+
+
+def prune_index(chunk: int = SCAN) -> int:
+    """Remove index entries of sessions that are dead, ``chunk`` at a time; how many went."""
+    adapter = get_adapter()
+    entries = SessionEntry.objects.using(feed.using).order_by("pk")
+    removed, after = 0, ""
+    while keys := list(entries.filter(pk__gt=after).values_list("pk", flat=True)[:chunk]):
+        dead = set(keys) - adapter.alive(keys)
+        removed += SessionEntry.objects.using(feed.using).filter(pk__in=dead).delete()[0]
+        after = keys[-1]
+    return removed
+
+
+def prune_batches() -> int:
+    """Remove the batches of passwords that aged out and have been changed; how many went."""
+    met = ExpiryBatch.objects.using(feed.using).filter(
+        reason=Reason.AGE, state=BatchState.DONE, demands=None
+    )
+    pks = list(met.values_list("pk", flat=True)[:10_000])
+    ExpiryBatch.objects.using(feed.using).filter(pk__in=pks).delete()
+    return len(pks)

@@ -1,0 +1,151 @@
+"""Which users a command line means."""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import ArgumentParser
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+from django.core.exceptions import FieldDoesNotExist
+from django.core.management.base import CommandError
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+from django.utils.dateparse import parse_date, parse_datetime
+
+from pwexpire.conf import conf
+from pwexpire.feed import feed
+from pwexpire.services.status import read_state
+
+UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+SELECTORS = ("user", "users_from", "group", "staff", "changed_before")
+
+
+def add_selectors(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--user", action="append", default=[], metavar="NAME", help="a name or e-mail; repeatable")
+    add("--users-from", metavar="FILE", help="one name or e-mail a line; - reads standard input")
+    add("--group", action="append", default=[], metavar="NAME", help="members; repeatable")
+    add("--staff", action="store_true", help="users who may log in to the admin")
+    add("--changed-before", metavar="90d|DATE", help="the last change is older than this")
+    add("--everyone", action="store_true", help="every user there is now")
+    add("--exclude", action="append", default=[], metavar="NAME", help="who stays out; repeatable")
+
+
+def select(options: dict[str, Any]) -> QuerySet[Any]:
+    """The users that all given kinds of selectors mean. Raises ``CommandError``."""
+    given = [name for name in SELECTORS if options.get(name)]
+    if options["everyone"] and given:
+        raise CommandError("--everyone goes with no other selector but --exclude.")
+    if not options["everyone"] and not given:
+        raise CommandError(
+            "Say who is meant: --user, --users-from, --group, --staff, --changed-before "
+            "or --everyone."
+        )
+    users = get_user_model()._base_manager.using(feed.using).all()
+    if options["user"]:
+        users = users.filter(pk__in=find_users(options["user"]))
+    if options["users_from"]:
+        users = users.filter(pk__in=find_users(read_names(options["users_from"])))
+    if options["group"]:
+        users = users.filter(groups__in=_groups(options["group"])).distinct()
+    if options["staff"]:
+        users = users.filter(**{_field("is_staff"): True})
+    if options["changed_before"]:
+        users = users.filter(_changed_before(parse_moment(options["changed_before"])))
+    return users
+
+
+def excluded(options: dict[str, Any]) -> QuerySet[Any] | None:
+    if not options["exclude"]:
+        return None
+    users = get_user_model()._base_manager.using(feed.using)
+    return users.filter(pk__in=find_users(options["exclude"]))
+
+
+def find_users(names: list[str]) -> list[Any]:
+    """Primary keys of all ``names``; if any is unknown, all unknown ones are told, and no more."""
+    model = get_user_model()
+    users = model._base_manager.using(feed.using)
+    found, unknown = [], []
+    for name in names:
+        mine = list(users.filter(**{model.USERNAME_FIELD: name}).values_list("pk", flat=True))
+        if not mine and "@" in name and _has(email := model.get_email_field_name()):
+            mine = list(users.filter(**{f"{email}__iexact": name}).values_list("pk", flat=True))
+        if len(mine) == 1:
+            found.append(mine[0])
+        else:
+            unknown.append(f"{name} (more than one)" if mine else name)
+    if unknown:
+        raise CommandError(f"Unknown users, nothing was done: {', '.join(unknown)}.")
+    return found
+
+
+def find_user(name: str | None) -> Any:
+    if name is None:
+        return None
+    return get_user_model()._base_manager.using(feed.using).get(pk=find_users([name])[0])
+
+
+def read_names(source: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{source} cannot be read: {error}.") from None
+    lines = [line.strip() for line in text.splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise CommandError(f"{source} names nobody.")
+    return names
+
+
+def parse_moment(text: str) -> datetime:
+    """``90d``, ``12h``, ``30m`` ago, or a date."""
+    if match := re.fullmatch(r"(\d{1,6})([dhm])", text):
+        return timezone.now() - timedelta(**{UNITS[match[2]]: int(match[1])})
+    try:
+        moment = parse_datetime(text)
+        day = None if moment else parse_date(text)
+    except ValueError:
+        moment = day = None
+    if day is not None:
+        moment = datetime(day.year, day.month, day.day)
+    if moment is None:
+        raise CommandError(f"{text} is no age or date: write 90d, 12h or 2026-01-31.")
+    return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+
+
+def _changed_before(moment: datetime) -> Q:
+    """Users whose change nobody saw count as ``PWEXPIRE_ASSUME_CHANGED`` says."""
+    unseen = Q(pwexpire_record__isnull=True) | Q(pwexpire_record__changed_at=None)
+    seen = Q(pwexpire_record__changed_at__lt=moment)
+    if conf.assume_joined and _has("date_joined"):
+        return seen | (unseen & Q(date_joined__lt=moment))
+    return seen | unseen if read_state().created_at < moment else seen
+
+
+def _groups(names: list[str]) -> list[Any]:
+    _field("groups")
+    groups = {group.name: group for group in Group.objects.using(feed.using).filter(name__in=names)}
+    missing = [name for name in names if name not in groups]
+    if missing:
+        raise CommandError(f"Unknown groups, nothing was done: {', '.join(missing)}.")
+    return list(groups.values())
+
+
+def _has(name: str) -> bool:
+    try:
+        get_user_model()._meta.get_field(name)
+    except FieldDoesNotExist:
+        return False
+    return True
+
+
+def _field(name: str) -> str:
+    if not _has(name):
+        raise CommandError(f"The user model has no field {name}: choose by another selector.")
+    return name
