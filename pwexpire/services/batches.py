@@ -241,7 +241,7 @@ def resume_expiry(
     if batch.state == BatchState.CANCELLED:
         raise BatchNotResumable(f"Batch {batch.pk} was cancelled: expire the users again.")
     if batch.state == BatchState.STAGING:
-        if users is None:
+        if users is None and not batch.everyone:
             raise BatchNotResumable(
                 f"Batch {batch.pk} was interrupted before it was in force: give its users again."
             )

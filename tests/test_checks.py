@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import pytest
+from django.core.checks import run_checks
+
+from pwexpire import checks
+from pwexpire.management.probe import SessionStore, probe
+
+OURS = "pwexpire.middleware.PasswordExpiryMiddleware"
+
+
+def ids(found):
+    return [message.id for message in found]
+
+
+def test_the_checks_are_bound(settings):
+    assert not [i for i in ids(run_checks()) if i.startswith("pwexpire")]
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if name != OURS]
+    found = run_checks()
+    assert "pwexpire.E001" in ids(found)
+    assert all(message.hint for message in found if message.id.startswith("pwexpire"))
+
+
+def test_e001_subclasses_count_and_broken_entries_do_not(settings):
+    settings.MIDDLEWARE = [
+        "no.such.Middleware",
+        "tests.testapp.middleware.passing",
+        *[
+            name if name != OURS else "tests.testapp.middleware.OwnExpiry"
+            for name in settings.MIDDLEWARE
+        ],
+    ]
+    assert checks.check_middleware(None) == []
+
+
+def test_e002_before_authentication(settings):
+    settings.MIDDLEWARE = [OURS, *[name for name in settings.MIDDLEWARE if name != OURS]]
+    assert ids(checks.check_middleware(None)) == ["pwexpire.E002"]
+    settings.MIDDLEWARE = [OURS]
+    assert ids(checks.check_middleware(None)) == ["pwexpire.E002"]
+
+
+@pytest.mark.parametrize("url", ["nowhere", "/nowhere/", "//evil.example/"])
+def test_e003_the_change_url_leads_nowhere(settings, url):
+    settings.PWEXPIRE_CHANGE_URL = url
+    assert ids(checks.check_change_url(None)) == ["pwexpire.E003"]
+
+
+def test_e004_the_change_page_is_held(settings, monkeypatch):
+    settings.PWEXPIRE_CHANGE_URL = "/plain/"
+    assert checks.check_change_url(None) == []
+    settings.PWEXPIRE_CHANGE_URL = "home"
+    monkeypatch.setattr(checks, "is_exempt", lambda view, match: False)
+    assert ids(checks.check_change_url(None)) == ["pwexpire.E004"]
+
+
+def test_i005_what_the_engine_cannot_do(settings):
+    for name in ("cache", "file", "signed_cookies"):
+        settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{name}"
+        assert ids(checks.check_session_engine(None)) == ["pwexpire.I005"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("POLL_SECONDS", "1"),
+        ("POLL_SECONDS", -1),
+        ("POLL_SECONDS", True),
+        ("CHANGE_URL", None),
+        ("EXEMPT_VIEWS", "home"),
+        ("EXEMPT_VIEWS", [1]),
+        ("FAIL_CLOSED", "no"),
+        ("LOCKOUT_THRESHOLD", 0),
+        ("LOCKOUT_COOLDOWN", 24),
+        ("ASSUME_CHANGED", "later"),
+        ("POLICY", 90),
+        ("POLICY", "no.such.policy"),
+        ("POLICY", "tests.support.OLD"),
+        ("REASONS", {"x" * 41: "too long"}),
+    ],
+)
+def test_e006_a_setting_of_the_wrong_type(settings, name, value):
+    setattr(settings, f"PWEXPIRE_{name}", value)
+    (message,) = checks.check_settings(None)
+    assert message.id == "pwexpire.E006" and f"PWEXPIRE_{name}" in message.msg
+
+
+def test_e006_a_negative_interval(settings):
+    from datetime import timedelta
+
+    settings.PWEXPIRE_LOCKOUT_COOLDOWN = timedelta(-1)
+    assert ids(checks.check_settings(None)) == ["pwexpire.E006"]
+
+
+def test_settings_that_are_right(settings):
+    settings.PWEXPIRE_POLICY = "tests.testapp.policies.strict"
+    settings.PWEXPIRE_POLL_SECONDS = None
+    settings.PWEXPIRE_REASONS = {"merger": "the merger"}
+    assert checks.check_settings(None) == []
+
+
+def test_w007_an_unknown_name(settings):
+    settings.PWEXPIRE_POL_SECONDS = 1
+    settings.PWEXPIRE_ZZZZZZZZZZZZZZZZZZZ = 1
+    near, far = checks.check_settings(None)
+    assert near.id == far.id == "pwexpire.W007"
+    assert near.hint == "Did you mean PWEXPIRE_POLL_SECONDS?" and "README" in far.hint
+
+
+def test_e008_an_exempt_view_that_does_not_exist(settings):
+    settings.PWEXPIRE_EXEMPT_VIEWS = ["hom", "admin:index", "password_reset_confirm", "qqqq"]
+    first, second = checks.check_exempt_views(None)
+    assert first.id == second.id == "pwexpire.E008"
+    assert "'home'" in first.hint and "namespace" in second.hint
+
+
+def test_e009_the_hook_without_axes(settings, monkeypatch):
+    settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = True
+    monkeypatch.setattr(checks.apps, "is_installed", lambda name: False)
+    assert ids(checks.check_lockout_hook(None)) == ["pwexpire.E009"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "found"),
+    [
+        (["ip_address"], ["pwexpire.W010"]),
+        (["username"], []),
+        ([["username", "ip_address"]], []),
+        ("dotted.path", []),
+    ],
+)
+def test_w010_axes_does_not_lock_by_name(settings, monkeypatch, parameters, found):
+    monkeypatch.setattr(checks.apps, "is_installed", lambda name: True)
+    settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = True
+    settings.AXES_LOCKOUT_PARAMETERS = parameters
+    assert ids(checks.check_lockout_hook(None)) == found
+
+
+class Elsewhere:
+    def db_for_write(self, model, **hints):
+        return "elsewhere" if model._meta.app_label == "pwexpire" else None
+
+
+def test_e011_records_live_elsewhere(settings):
+    settings.DATABASE_ROUTERS = [Elsewhere()]
+    assert ids(checks.check_databases(None)) == ["pwexpire.E011"]
+
+
+def test_w012_enforcement_is_off(settings):
+    settings.PWEXPIRE_ENFORCE = False
+    assert ids(checks.check_enforced(None)) == ["pwexpire.W012"]
+
+
+def test_w013_no_well_known_url(settings):
+    settings.ROOT_URLCONF = "tests.testapp.urls_other"
+    assert ids(checks.check_well_known(None)) == ["pwexpire.W013"]
+
+
+def test_sites_without_urls_are_not_asked(settings):
+    settings.ROOT_URLCONF = None
+    settings.PWEXPIRE_EXEMPT_VIEWS = ["x"]
+    assert checks.check_change_url(None) == checks.check_well_known(None) == []
+    assert checks.check_exempt_views(None) == []
+
+
+@pytest.mark.django_db
+def test_the_probe_finds_a_site_without_a_change_page(settings):
+    settings.PWEXPIRE_CHANGE_URL = "nowhere"
+    settings.ROOT_URLCONF = "tests.testapp.urls_other"
+    assert ("GET nowhere", True, False) not in probe()
+
+
+def test_the_session_of_the_probe_is_nowhere():
+    store = SessionStore()
+    store.create()
+    store.save()
+    store.delete()
+    assert store.exists("x") and store.session_key == "pwexpire-check"

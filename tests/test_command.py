@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from pwexpire import services
+from pwexpire.models import BatchState, ExpiryBatch, PasswordRecord, SessionEntry
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def run(*args):
+    out = io.StringIO()
+    call_command("pwexpire", *args, stdout=out)
+    return out.getvalue()
+
+
+def ask(*args):
+    return json.loads(run(*args, "--format", "json"))
+
+
+def test_expire_by_name_and_by_email(alice, bob):
+    answer = ask("expire", "--user", "alice", "--user", "BOB@example.com", "--note", "n")
+    assert answer["users_expired"] == 2 and answer["state"] == "done"
+    assert services.password_status(alice).must_change
+    assert "users_expired: 0" in run("expire", "--user", "alice")
+
+
+def test_users_from_a_file_and_from_standard_input(alice, bob, tmp_path, monkeypatch):
+    path = tmp_path / "names.txt"
+    path.write_text("\ufeff# leaked\n\nalice\nbob@example.com\n", "utf-8")
+    assert ask("preview", "--users-from", str(path))["users"] == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO("alice\n"))
+    assert ask("expire", "--users-from", "-")["users_expired"] == 1
+
+
+def test_unknown_users_are_all_told_and_nothing_is_done(alice, tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("alice\nmallory\nnobody@example.com\n")
+    with pytest.raises(CommandError, match=r"mallory, nobody@example\.com"):
+        run("expire", "--users-from", str(path))
+    assert not ExpiryBatch.objects.exists()
+
+
+def test_an_ambiguous_email_is_refused(users):
+    for user in users(2):
+        user.email = "same@example.com"
+        user.save()
+    with pytest.raises(CommandError, match="more than one"):
+        run("expire", "--user", "same@example.com")
+
+
+def test_groups_staff_and_exclude(alice, bob, root):
+    group = Group.objects.create(name="Finance")
+    alice.groups.add(group)
+    bob.groups.add(group)
+    assert ask("preview", "--group", "Finance")["users"] == 2
+    assert ask("preview", "--group", "Finance", "--staff")["users"] == 0
+    assert ask("preview", "--staff")["users"] == 1
+    answer = ask("expire", "--group", "Finance", "--exclude", "bob", "--actor", "root")
+    assert answer["users_expired"] == 1
+    assert ExpiryBatch.objects.get().actor == root
+
+
+@pytest.mark.parametrize("moment", ["90d", "1h", "30m", "2026-01-31", "2026-01-31T10:00:00"])
+def test_changed_before(alice, moment, settings):
+    assert ask("preview", "--changed-before", moment)["users"] == 0
+    PasswordRecord.objects.update(changed_at=timezone.now() - timedelta(days=900))
+    assert ask("preview", "--changed-before", moment)["users"] == 1
+    PasswordRecord.objects.all().delete()
+    assert ask("preview", "--changed-before", moment)["users"] == 0
+    get_user_model().objects.update(date_joined=timezone.now() - timedelta(days=900))
+    settings.PWEXPIRE_ASSUME_CHANGED = "joined"
+    assert ask("preview", "--changed-before", moment)["users"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["expire"], "Say who is meant"),
+        (["expire", "--everyone", "--staff"], "goes with no other"),
+        (["expire", "--group", "Nope", "--user", "alice"], "Unknown groups"),
+        (["expire", "--changed-before", "soon"], "no age or date"),
+        (["expire", "--changed-before", "2026-13-45"], "no age or date"),
+        (["expire", "--users-from", "/no/such/file"], "cannot be read"),
+        (["expire", "--users-from", os.devnull], "names nobody"),
+        (["expire", "--user", "alice", "--reason", "whim"], "Unknown reason"),
+        (["expire", "--user", "alice", "--require", "reset"], "not available"),
+        (["cancel", "--batch", "99"], "no batch 99"),
+        (["cancel", "--everyone", "--exclude", "alice"], "takes no --exclude"),
+        (["resume", "99"], "no batch 99"),
+        (["prune", "--chunk", "0"], "1 or more"),
+    ],
+)
+def test_refusals_are_one_sentence(alice, args, words):
+    with pytest.raises(CommandError, match=words):
+        run(*args)
+    assert not ExpiryBatch.objects.exists()
+
+
+def test_a_user_model_without_the_field(alice, monkeypatch):
+    from pwexpire.management import selectors
+
+    monkeypatch.setattr(selectors, "_has", lambda name: False)
+    with pytest.raises(CommandError, match="has no field is_staff"):
+        run("expire", "--staff")
+
+
+def test_everyone_and_its_cancellation(alice, bob):
+    assert ask("expire", "--everyone", "--exclude", "bob")["users_expired"] is None
+    assert services.password_status(alice).must_change
+    assert ask("cancel", "--everyone")["users_cancelled"] == 1
+    assert not services.password_status(alice).must_change
+
+
+def test_cancel_by_user_and_by_batch(alice):
+    batch = services.expire_passwords(alice)
+    assert ask("cancel", "--user", "alice", "--note", "n")["users_cancelled"] == 1
+    services.expire_passwords(alice)
+    last = ExpiryBatch.objects.latest("pk")
+    assert ask("cancel", "--batch", str(last.pk))["users_cancelled"] == 1
+    assert batch.pk != last.pk
+
+
+def test_a_dry_run_writes_nothing(alice, client):
+    client.force_login(alice)
+    answer = ask("expire", "--everyone", "--dry-run")
+    assert answer == {"users": 1, "already_expired": 0, "not_applicable": 0, "sessions": 1}
+    assert not ExpiryBatch.objects.exists()
+
+
+def test_resume_lists_and_resumes(alice, bob):
+    services.expire_passwords(alice)
+    ExpiryBatch.objects.update(state=BatchState.ACTIVE)
+    staging = ExpiryBatch.objects.create(created_at=timezone.now())
+    rows = ask("resume")
+    assert [row["state"] for row in rows] == ["done", "staging"]
+    with pytest.raises(CommandError, match="Say who is meant"):
+        run("resume", str(staging.pk))
+    assert ask("resume", str(staging.pk), "--user", "bob")["users_expired"] == 1
+    assert ask("resume", str(staging.pk))["state"] == "done"
+
+
+def test_status(alice, bob):
+    services.expire_passwords(alice, reason="incident")
+    (row,) = ask("status", "--user", "alice")
+    assert row["must_change"] and row["reason"] == "incident"
+    assert "must_change: False" in run("status", "--user", "bob")
+    totals = ask("status")
+    assert totals["open_demands"] == 1 and totals["enforced"] is True
+
+
+def test_sessions_on_every_engine(engine, alice, bob, client):
+    client.force_login(alice)
+    key = client.cookies["sessionid"].value
+    services.expire_passwords(alice)
+    rows = ask("sessions")
+    if "signed_cookies" in engine:
+        assert rows == []
+        return
+    assert [row["user"] for row in rows] == [str(alice.pk)]
+    assert key not in json.dumps(rows) and rows[0]["session"].startswith(key[:6])
+    assert len(ask("sessions", "--flagged")) == ("db" in engine)
+    assert len(ask("sessions", "--user", "alice", "--limit", "1")) == 1
+    assert ask("sessions", "--user", "bob") == []
+    assert key[:6] in run("sessions")
+
+
+def test_check_proves_it_and_creates_nothing(alice):
+    def count():
+        return {model._meta.label: model.objects.count() for model in apps.get_models()}
+
+    before = count()
+    rows = ask("check")
+    assert {row["request"]: row["held"] for row in rows}["GET /"] is True
+    assert {row["request"]: row["held"] for row in rows}["GET /account/password-change/"] is False
+    assert count() == before
+
+
+@pytest.mark.parametrize("way", ["middleware", "enforce"])
+def test_check_fails_where_nothing_is_held(settings, way):
+    settings.ALLOWED_HOSTS = ["example.com"]
+    if way == "enforce":
+        settings.PWEXPIRE_ENFORCE = False
+    else:
+        settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "pwexpire" not in name]
+    with pytest.raises(CommandError, match="GET /, POST /"):
+        run("check")
+
+
+def test_check_explains_a_user(alice, bob, eve):
+    services.expire_passwords(alice)
+    bob.set_unusable_password()
+    bob.save()
+    assert "held: admin" in run("check", "--user", "alice")
+    assert "no usable password" in run("check", "--user", "bob")
+    assert "nothing is demanded" in run("check", "--user", "eve")
+
+
+def test_prune(alice, client):
+    client.force_login(alice)
+    SessionEntry.objects.create(session_key="dead", user=alice, created_at=timezone.now())
+    services.expire_passwords(alice, reason="age")
+    assert ask("prune", "--chunk", "1") == {"entries": 1, "batches": 0}
+    alice.set_password("new-Password-2")
+    alice.save()
+    assert ask("prune") == {"entries": 0, "batches": 1}
+    assert SessionEntry.objects.count() == 1
+
+
+def test_a_progress_bar_on_a_terminal(alice, monkeypatch):
+    pytest.importorskip("tqdm")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    run("expire", "--user", "alice")
+    assert "rows" in terminal.getvalue()
+
+
+def test_no_progress_bar_without_tqdm(alice, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert "users_expired: 1" in run("expire", "--user", "alice")
+
+
+def test_a_refusal_exits_with_an_error():
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "django", "pwexpire", "expire"],
+        cwd=root,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
