@@ -151,7 +151,7 @@ def _log(request: HttpRequest, batch: ExpiryBatch | None, message: str) -> None:
 
 class PasswordExpiredListFilter(admin.SimpleListFilter):
     title = gettext_lazy("password expired")
-    parameter_name = "password_expired"
+    parameter_name = "expiry"  # Django's UserAdmin refuses lookups that begin with "password"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         return [("yes", gettext_lazy("Yes")), ("no", gettext_lazy("No"))]

@@ -52,7 +52,7 @@ TEMPLATES = [
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.path.join(tempfile.gettempdir(), f"pwexpire-{os.getpid()}.sqlite3"),
+        "NAME": ":memory:",
     }
 }
 PASSWORD_HASHERS = [

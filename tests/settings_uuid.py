@@ -1,0 +1,14 @@
+"""A user model with a primary key of another type, and without the usual fields."""
+
+from __future__ import annotations
+
+from tests.settings import *  # noqa: F403
+from tests.settings import INSTALLED_APPS
+
+AUTH_USER_MODEL = "testapp.UUIDUser"
+INSTALLED_APPS = [
+    name
+    for name in INSTALLED_APPS
+    if name not in ("django.contrib.admin", "axes", "qsessions", "user_sessions")
+]
+ROOT_URLCONF = "tests.testapp.urls_models"

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth import get_user_model
+from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.models import Permission
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
+from django.urls import clear_url_caches
+
+from pwexpire import services
+from pwexpire.admin import (
+    PasswordExpiryUserAdminMixin,
+    cancel_expiry_action,
+    expire_passwords_action,
+    extend_user_admin,
+)
+from pwexpire.models import ExpiryBatch
+from tests.factories import StaffFactory
+
+pytestmark = pytest.mark.django_db(transaction=True)
+URL = "/admin/auth/user/"
+
+
+@pytest.fixture(autouse=True)
+def extended():
+    extend_user_admin()
+    extend_user_admin()  # twice is once
+    clear_url_caches()
+    yield
+    admin.site.unregister(get_user_model())
+    admin.site.register(get_user_model(), UserAdmin)
+    clear_url_caches()
+
+
+@pytest.fixture
+def office(client, root):
+    client.force_login(root)
+    return client
+
+
+def act(client, action, users, **data):
+    return client.post(
+        URL, {"action": action, "_selected_action": [user.pk for user in users], **data}
+    )
+
+
+CONFIRMED = {"confirm": "yes", "reason": "compromised", "sessions": "flag", "note": "4711"}
+
+
+def test_nothing_happens_without_confirmation(office, alice):
+    page = act(office, "expire_passwords_action", [alice])
+    assert page.status_code == 200 and page.context["preview"].users == 1
+    assert b'name="confirm"' in page.content and not ExpiryBatch.objects.exists()
+    again = act(office, "expire_passwords_action", [alice], confirm="yes", reason="whim")
+    assert again.status_code == 200 and again.context["form"].errors
+    assert not ExpiryBatch.objects.exists()
+
+
+def test_expire(office, alice, root):
+    done = act(office, "expire_passwords_action", [alice], **CONFIRMED)
+    assert done.status_code == 302
+    batch = ExpiryBatch.objects.get()
+    assert (batch.reason, batch.note, batch.actor) == ("compromised", "4711", root)
+    entry = LogEntry.objects.get()
+    assert "1 password was expired." in entry.change_message and entry.object_id == str(batch.pk)
+    assert b"1 password was expired." in office.get(URL).content
+
+
+def test_keep_me_out(office, alice, root):
+    act(office, "expire_passwords_action", [alice, root], keep_me_out="on", **CONFIRMED)
+    assert services.password_status(alice).must_change
+    assert not services.password_status(root).must_change
+
+
+def test_select_all_across_pages(office, users):
+    everybody = users(3)
+    page = act(office, "expire_passwords_action", everybody[:1], select_across="1", index="0")
+    assert page.context["preview"].users == 4 and page.context["select_across"] == "1"
+    act(
+        office,
+        "expire_passwords_action",
+        everybody[:1],
+        select_across="1",
+        index="0",
+        keep_me_out="on",
+        **CONFIRMED,
+    )
+    assert all(services.password_status(user).must_change for user in everybody)
+
+
+def test_cancel(office, alice):
+    services.expire_passwords(alice)
+    assert act(office, "cancel_expiry_action", [alice]).status_code == 200
+    act(office, "cancel_expiry_action", [alice], confirm="yes", note="all clear")
+    assert not services.password_status(alice).must_change
+    assert "all clear" in LogEntry.objects.get().change_message
+
+
+def test_the_permission_is_needed(client, alice):
+    clerk = StaffFactory(username="clerk")
+    clerk.user_permissions.add(*Permission.objects.filter(codename__in=["view_user"]))
+    client.force_login(clerk)
+    assert b"expire_passwords_action" not in client.get(URL).content
+    act(client, "expire_passwords_action", [alice], **CONFIRMED)
+    assert not ExpiryBatch.objects.exists()
+    clerk.user_permissions.add(Permission.objects.get(codename="expire_passwords"))
+    assert b"expire_passwords_action" in client.get(URL).content
+
+
+@pytest.mark.parametrize("action", [expire_passwords_action, cancel_expiry_action])
+def test_the_stock_admin_refuses_without_the_permission(client, rf, alice, action):
+    from django.core.exceptions import PermissionDenied
+
+    request = rf.post(URL)
+    request.user = alice
+    with pytest.raises(PermissionDenied):
+        action(
+            admin.site.get_model_admin(get_user_model()), request, get_user_model().objects.all()
+        )
+
+
+def test_the_list_filter(office, alice, bob, eve):
+    services.expire_passwords(alice)
+    eve.set_unusable_password()
+    eve.save()
+
+    def names(value):
+        page = office.get(URL, {"expiry": value} if value else {})
+        return {user.username for user in page.context["cl"].queryset}
+
+    assert names("yes") == {"alice"} and names("no") == {"bob", "eve", "root"}
+    services.expire_everyone(exclude=get_user_model().objects.filter(username="root"))
+    assert names("yes") == {"alice", "bob"}
+    assert names("") == {"alice", "bob", "eve", "root"}
+
+
+def test_inside_a_request_transaction_it_is_pending(office, alice, monkeypatch):
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    act(office, "expire_passwords_action", [alice], **CONFIRMED)
+    assert services.password_status(alice).must_change
+    assert b"when this request is finished" in office.get(URL).content
+
+
+def test_batches_are_read_only(office, alice):
+    batch = services.expire_passwords(alice)
+    assert office.get("/admin/pwexpire/expirybatch/").status_code == 200
+    assert office.get("/admin/pwexpire/expirybatch/add/").status_code == 403
+    assert office.post(f"/admin/pwexpire/expirybatch/{batch.pk}/delete/").status_code == 403
+    assert office.post(f"/admin/pwexpire/expirybatch/{batch.pk}/change/").status_code == 403
+
+
+def test_a_site_without_users_is_told():
+    with pytest.raises(ImproperlyConfigured, match="register it first"):
+        extend_user_admin(admin.AdminSite())
+    site = admin.AdminSite("second")
+    site.register(get_user_model(), UserAdmin)
+    extend_user_admin(site)
+    assert isinstance(site.get_model_admin(get_user_model()), PasswordExpiryUserAdminMixin)
+
+
+def test_cookies_cannot_be_counted(office, alice, settings):
+    page = act(office, "expire_passwords_action", [alice])
+    assert b"Open sessions:" in page.content

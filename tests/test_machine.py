@@ -1,0 +1,232 @@
+"""A site played at random: whatever happens in whatever order, the laws hold."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import timedelta
+from unittest import mock
+
+import pytest
+from django.conf import settings as django_settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import check_password
+from django.test import Client, override_settings
+from django.utils import timezone
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pwexpire import services, testing
+from pwexpire.feed import feed
+from tests.support import change_password, open_session, session_of, store_session
+
+NAMES = ["alice", "bob", "eve"]
+names = st.sampled_from(NAMES)
+ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
+counter = itertools.count()
+
+
+class Site(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        testing.reset()
+        get_user_model().objects.all().delete()
+        self.passwords = {}
+        self.due = dict.fromkeys(NAMES, False)
+        self.browsers = []  # [owner, client, is the flag set by hand]
+        self.copies = []
+        self.carts = {}
+
+    @initialize()
+    def people(self):
+        for name in NAMES:
+            self.passwords[name] = self.fresh()
+            get_user_model().objects.create_user(name, password=self.passwords[name])
+
+    def fresh(self):
+        return f"Some-Password-{next(counter)}"
+
+    def user(self, name):
+        return get_user_model().objects.get(username=name)
+
+    def browser(self, data, usable=True):
+        return data.draw(st.sampled_from(self.browsers))
+
+    @rule(name=names)
+    def log_in(self, name):
+        browser = Client()
+        form = {"username": name, "password": self.passwords[name]}
+        assert browser.post("/accounts/login/", form).status_code == 302
+        self.browsers.append([name, browser, False])
+        self.browsers = self.browsers[-6:]
+
+    @rule(name=names)
+    def expire_one(self, name):
+        services.expire_passwords(self.user(name))
+        self.due[name] = True
+
+    @rule(chosen=st.sets(names))
+    def expire_many(self, chosen):
+        services.expire_passwords(get_user_model().objects.filter(username__in=chosen))
+        self.due.update(dict.fromkeys(chosen, True))
+
+    @rule(out=names)
+    def expire_everyone(self, out):
+        services.expire_everyone(exclude=self.user(out))
+        self.due.update({name: True for name in NAMES if name != out})
+
+    @rule(name=names, skew=st.integers(-30, 30))
+    def expire_from_a_server_with_another_clock(self, name, skew):
+        moved = timezone.now() + timedelta(seconds=skew)
+        with mock.patch("django.utils.timezone.now", return_value=moved):
+            services.expire_passwords(self.user(name))
+        self.due[name] = True
+
+    @rule(name=names)
+    def expire_in_another_process(self, name):
+        with mock.patch.object(feed, "drop"):
+            services.expire_passwords(self.user(name))
+        self.due[name] = True
+
+    @rule(name=names)
+    def cancel(self, name):
+        services.cancel_expiry(self.user(name))
+        self.due[name] = False
+
+    @rule(name=names)
+    def change_by_save(self, name):
+        self.passwords[name] = self.fresh()
+        user = self.user(name)
+        user.set_password(self.passwords[name])
+        user.save()
+        self.changed(name)
+
+    @rule(name=names)
+    def save_the_same_password(self, name):
+        user = self.user(name)
+        user.set_password(self.passwords[name])
+        user.save()
+        if self.due[name]:
+            self.close(name)
+        else:
+            self.changed(name)
+
+    @rule(name=names)
+    def upgrade_the_hasher(self, name):
+        hashers = list(django_settings.PASSWORD_HASHERS)
+        hashers.append(hashers.pop(0))
+        with override_settings(PASSWORD_HASHERS=hashers):
+            assert self.user(name).check_password(self.passwords[name])
+        self.close(name)
+
+    @precondition(lambda self: self.browsers)
+    @rule(
+        data=st.data(),
+        url=st.sampled_from(["/account/password-change/", "/accounts/password_change/"]),
+    )
+    def change_by_form(self, data, url):
+        entry = self.browser(data)
+        name, browser, _ = entry
+        new = self.fresh()
+        done = change_password(browser, old=self.passwords[name], new=new, url=url)
+        if done.status_code == 302 and check_password(new, self.user(name).password):
+            self.passwords[name] = new
+            self.changed(name, keep=entry)
+            entry[2] = False
+            assert "password_expired" not in session_of(browser)
+
+    @precondition(lambda self: self.browsers)
+    @rule(data=st.data())
+    def set_the_flag_by_hand(self, data):
+        entry = self.browser(data)
+        if "_auth_user_id" in session_of(entry[1]):
+            store_session(entry[1], password_expired=True, _password_expired_demand=None)
+            entry[2] = True
+
+    @precondition(lambda self: self.browsers)
+    @rule(data=st.data())
+    def take_a_copy_of_a_session(self, data):
+        entry = self.browser(data)
+        if not entry[2]:
+            session = open_session(entry[1])
+            session.get("x")
+            self.copies = [*self.copies, (entry, session)][-2:]
+
+    @precondition(lambda self: self.copies)
+    @rule()
+    def save_a_stale_copy(self):
+        from django.contrib.sessions.backends.base import UpdateError
+
+        entry, session = self.copies.pop()
+        if session.session_key != entry[1].cookies["sessionid"].value or entry[2]:
+            return
+        session["stale"] = True
+        try:
+            session.save()
+        except UpdateError:
+            return
+        entry[1].cookies["sessionid"] = session.session_key
+
+    @precondition(lambda self: self.browsers)
+    @rule(data=st.data())
+    def log_out(self, data):
+        entry = self.browser(data)
+        entry[1].post("/accounts/logout/")
+        self.browsers.remove(entry)
+
+    @precondition(lambda self: self.browsers)
+    @rule(data=st.data())
+    def fill_the_cart(self, data):
+        name, browser, by_hand = self.browser(data)
+        before = session_of(browser).get("cart", [])
+        browser.post("/cart/", {"item": "pen"})
+        cart = session_of(browser).get("cart", [])
+        if self.due[name] or by_hand:
+            assert cart == before
+
+    @rule(name=names)
+    def end_sessions(self, name):
+        services.end_sessions(self.user(name))
+        self.close(name)
+
+    def changed(self, name, keep=None):
+        self.due[name] = False
+        self.close(name, keep)
+
+    def close(self, name, keep=None):
+        """The sessions whose password hash is another one, or that were ended."""
+        self.browsers = [e for e in self.browsers if e[0] != name or e is keep]
+
+    @invariant()
+    def held_exactly_when_a_change_is_due(self):
+        for name, browser, by_hand in self.browsers:
+            response = browser.get("/")
+            if response.status_code == 200 and response.content == b"anonymous":
+                continue  # a copy that was saved over a newer session
+            assert (response.status_code == 302) == (self.due[name] or by_hand), (name, by_hand)
+
+    @invariant()
+    def the_record_says_the_same(self):
+        for name, due in self.due.items():
+            if self.passwords:
+                assert services.password_status(self.user(name)).must_change is due
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_laws_hold_in_any_order(engine):
+    run_state_machine_as_test(
+        Site,
+        settings=settings(
+            max_examples=12,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

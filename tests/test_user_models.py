@@ -1,0 +1,68 @@
+"""User models with other primary keys, without the usual fields, with a manager that hides some.
+
+Each needs a process with settings of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STORY = """
+import django
+django.setup()
+from django.core.management import call_command
+from django.contrib.auth import get_user_model
+from django.db import connection
+from django.test import Client
+from pwexpire import services
+call_command("migrate", verbosity=0, run_syncdb=True)
+User = get_user_model()
+keys = [dict(code=c) if User._meta.pk.name == "code" else {} for c in ("a/ b", "B")]
+alice = User.objects.create_user("alice@example.com", "old-Password-1", **keys[0])
+bob = User.objects.create_user("bob@example.com", "old-Password-1", hidden=True, **keys[1])
+def log_in(user):
+    browser = Client()
+    form = {"username": user.email, "password": "old-Password-1"}
+    assert browser.post("/accounts/login/", form).status_code == 302 or user is bob
+    return browser
+browser = log_in(alice)
+assert browser.get("/").status_code == 200
+assert services.expire_passwords(User._base_manager.all()).users_expired == 2
+assert browser.session["password_expired"] is True
+assert browser.get("/").status_code == 302
+done = browser.post("/account/password-change/", {"old_password": "old-Password-1",
+    "new_password1": "new-Password-2", "new_password2": "new-Password-2"})
+assert done.status_code == 302 and browser.get("/").status_code == 200
+assert services.password_status(bob).must_change
+services.expire_everyone(exclude=bob)
+assert browser.get("/").status_code == 302
+assert services.cancel_expiry([alice, bob]) == 2
+assert browser.get("/").status_code == 200
+call_command("pwexpire", "check")
+call_command("pwexpire", "expire", "--user", "alice@example.com", "--changed-before", "0d")
+call_command("pwexpire", "sessions")
+print("held and released")
+"""
+
+
+@pytest.mark.parametrize("model", ["uuid", "named"])
+def test_the_story_of_another_user_model(model):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", STORY],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": f"tests.settings_{model}",
+            "PYTHONPATH": str(ROOT),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.endswith("held and released\n")
