@@ -29,7 +29,7 @@ from tests.support import change_password, open_session, session_of, store_sessi
 
 NAMES = ["alice", "bob", "eve"]
 names = st.sampled_from(NAMES)
-ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
+FORMS = ["/account/password-change/", "/accounts/password_change/"]
 counter = itertools.count()
 
 
