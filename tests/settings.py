@@ -8,6 +8,8 @@ SECRET_KEY = "tests-" + "k" * 60
 ALLOWED_HOSTS = ["*"]
 USE_TZ = True
 ROOT_URLCONF = "tests.urls"
+# django-user-sessions 2.0 needs pkg_resources, which newer environments do not have.
+USER_SESSIONS = bool(find_spec("user_sessions") and find_spec("pkg_resources"))
 AXES = find_spec("axes") is not None and os.environ.get("PWEXPIRE_TEST_AXES") != "0"
 
 INSTALLED_APPS = [
@@ -20,7 +22,7 @@ INSTALLED_APPS = [
     "django.contrib.sites",
     *(["axes"] if AXES else []),
     *(["qsessions"] if find_spec("qsessions") else []),
-    *(["user_sessions"] if find_spec("user_sessions") else []),
+    *(["user_sessions"] if USER_SESSIONS else []),
     "pwexpire",
     "tests.testapp",
 ]
