@@ -67,6 +67,7 @@ class Feed:
         self._views: dict[tuple[str, str], View] = {}
         self._failed: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
+        self._by_schema: dict[str, bool] = {}
         self._told_missing = False
         self._generation = 0
 
@@ -83,7 +84,12 @@ class Feed:
 
     def scope(self) -> tuple[str, str]:
         alias = self.using
-        return alias, str(getattr(connections[alias], "schema_name", ""))
+        if alias not in self._by_schema:
+            self._by_schema[alias] = hasattr(connections[alias], "schema_name")
+        # To look a connection up is dear; only a database with tenants by schema needs it.
+        if self._by_schema[alias]:
+            return alias, str(connections[alias].schema_name)
+        return alias, ""
 
     def current(self, scope: tuple[str, str]) -> View | None:
         """The view if it is young enough to be used as it is; never queries."""

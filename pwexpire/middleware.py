@@ -258,10 +258,10 @@ class PasswordExpiryMiddleware:
 
     def _has_changed(self, request: HttpRequest) -> bool:
         """Whether something behind this middleware made another session of it."""
-        session = self._session(request)
-        if session is None:
-            return False
+        session = request.session
         before: Case | None = getattr(request, "_pwexpire_case", None)
+        if before is None and session.session_key is None and not session.modified:
+            return False
         if not hasattr(session, "_session_cache"):
             return before is None or session.session_key != before.session_key
         data = peek(session)
