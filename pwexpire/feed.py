@@ -88,7 +88,7 @@ class Feed:
             self._by_schema[alias] = hasattr(connections[alias], "schema_name")
         # To look a connection up is dear; only a database with tenants by schema needs it.
         if self._by_schema[alias]:
-            return alias, str(connections[alias].schema_name)
+            return alias, str(connections[alias].schema_name)  # type: ignore[attr-defined]
         return alias, ""
 
     def current(self, scope: tuple[str, str]) -> View | None:

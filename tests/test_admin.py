@@ -8,7 +8,6 @@ from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Permission
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
-from django.urls import clear_url_caches
 
 from pwexpire import services
 from pwexpire.admin import (
@@ -22,17 +21,6 @@ from tests.factories import StaffFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 URL = "/admin/auth/user/"
-
-
-@pytest.fixture(autouse=True)
-def extended():
-    extend_user_admin()
-    extend_user_admin()  # twice is once
-    clear_url_caches()
-    yield
-    admin.site.unregister(get_user_model())
-    admin.site.register(get_user_model(), UserAdmin)
-    clear_url_caches()
 
 
 @pytest.fixture
@@ -152,6 +140,7 @@ def test_batches_are_read_only(office, alice):
 
 
 def test_a_site_without_users_is_told():
+    extend_user_admin()  # twice is once
     with pytest.raises(ImproperlyConfigured, match="register it first"):
         extend_user_admin(admin.AdminSite())
     site = admin.AdminSite("second")
