@@ -149,6 +149,9 @@ def _log(request: HttpRequest, batch: ExpiryBatch | None, message: str) -> None:
     )
 
 
+ACTIONS = (expire_passwords_action, cancel_expiry_action)
+
+
 class PasswordExpiredListFilter(admin.SimpleListFilter):
     title = gettext_lazy("password expired")
     parameter_name = "expiry"  # Django's UserAdmin refuses lookups that begin with "password"
@@ -175,12 +178,21 @@ class PasswordExpiredListFilter(admin.SimpleListFilter):
 class PasswordExpiryUserAdminMixin:
     """Adds both actions and the list filter to a ``ModelAdmin`` of the user model."""
 
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        actions: dict[str, Any] = super().get_actions(request)  # type: ignore[misc]
-        if request.user.has_perm(PERMISSION):
-            for function in (expire_passwords_action, cancel_expiry_action):
-                name = function.__name__
-                actions[name] = (function, name, function.short_description)  # type: ignore[attr-defined]
+    actions: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.actions is not None:
+            missing = [action for action in ACTIONS if action not in self.actions]
+            self.actions = [*self.actions, *missing]
+
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
+        # Django 6.1 tells where the actions are offered; earlier releases do not.
+        where = {} if action_location is None else {"action_location": action_location}
+        actions: dict[str, Any] = super().get_actions(request, **where)  # type: ignore[misc]
+        if not request.user.has_perm(PERMISSION):
+            for action in ACTIONS:
+                actions.pop(action.__name__, None)
         return actions
 
     def get_list_filter(self, request: HttpRequest) -> list[Any]:
