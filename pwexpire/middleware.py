@@ -31,7 +31,7 @@ from pwexpire.responses import (
 )
 from pwexpire.services.batches import demand_aged
 from pwexpire.services.changes import Witness, record_password_change, witness
-from pwexpire.services.sessions import index_session, uses_index
+from pwexpire.services.sessions import forget_session, index_session, uses_index
 from pwexpire.services.stamps import clear_flag, stamp_session
 from pwexpire.services.status import judge, read_counter
 from pwexpire.sessionstore.base import drop_in_memory, peek, set_in_memory
@@ -420,9 +420,10 @@ class PasswordExpiryMiddleware:
             return response if redirects else self._answer(request, case, None)
         session = request.session
         now = read_case(session)
-        if now is None or now.user_id != case.user_id:
-            return response
         try:
+            if now is None or now.user_id != case.user_id:
+                forget_session(case.session_key)
+                return response
             if now.auth_hash != case.auth_hash and not getattr(request, "_pwexpire_login", False):
                 self._settle(request, case)
             if session.session_key != case.session_key and uses_index(get_adapter()):

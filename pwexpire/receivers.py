@@ -18,6 +18,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from pwexpire.conf import conf
+from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
 from pwexpire.services.changes import meet_demands, testify, witness
@@ -104,7 +105,7 @@ def before_user_saved(
                 instance.__dict__[_PENDING] = _look_at_change(instance)
             else:
                 _look_at_hash(instance)
-    except DatabaseFault as error:
+    except (DatabaseFault, EnforcementUnavailable) as error:
         logger.error("A password change could not be prepared: %s", error)
 
 
@@ -117,8 +118,7 @@ def _look_at_change(user: Any) -> Pending:
 
 def _look_at_hash(user: Any) -> None:
     """A hash that came without its password: an upgrade of the hasher, or a change in disguise."""
-    view = feed.current(feed.scope())
-    if not _held_here() and (view is None or not view.demand(str(user.pk))):
+    if not _held_here() and not feed.view(feed.scope()).demand(str(user.pk)):
         return
     old = _stored_hash(user)
     if old == user.password or not is_password_usable(user.password):
@@ -126,6 +126,8 @@ def _look_at_hash(user: Any) -> None:
     preferred, hasher = get_hasher(), identify_hasher(old) if is_password_usable(old) else None
     if hasher and (hasher.algorithm != preferred.algorithm or hasher.must_update(old)):
         testify(user, real=False)
+        return
+    if not judge(user).demand:
         return
     logger.warning(
         "The password hash of user %s was replaced without set_password() while a change is "
