@@ -36,7 +36,7 @@ class ExpireForm(forms.Form):
         super().__init__(*args, **kwargs)
         field = self.fields["reason"]
         assert isinstance(field, forms.ChoiceField)
-        field.choices = [*Reason.choices, *conf.reasons.items()]
+        field.choices = list({**dict(Reason.choices), **conf.reasons}.items())
 
 
 class CancelForm(forms.Form):
@@ -190,10 +190,14 @@ class PasswordExpiryUserAdminMixin:
         # Django 6.1 tells where the actions are offered; earlier releases do not.
         where = {} if action_location is None else {"action_location": action_location}
         actions: dict[str, Any] = super().get_actions(request, **where)  # type: ignore[misc]
-        if not request.user.has_perm(PERMISSION):
+        if not self.has_expire_passwords_permission(request):
             for action in ACTIONS:
                 actions.pop(action.__name__, None)
         return actions
+
+    def has_expire_passwords_permission(self, request: HttpRequest) -> bool:
+        """Whether the actions are offered; what they do asks for the permission in any case."""
+        return request.user.has_perm(PERMISSION)
 
     def get_list_filter(self, request: HttpRequest) -> list[Any]:
         return [*super().get_list_filter(request), PasswordExpiredListFilter]  # type: ignore[misc]
@@ -229,7 +233,10 @@ class ExpiryBatchAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "state",
         "actor",
         "users_expired",
+        "users_already_expired",
+        "users_not_applicable",
         "sessions_flagged",
+        "sessions_ended",
     )
     list_filter = ("reason", "state", "everyone")
     list_select_related = ("actor",)

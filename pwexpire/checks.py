@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.apps import apps
 from django.conf import settings
@@ -11,7 +12,14 @@ from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import router
-from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, resolve
+from django.urls import (
+    Resolver404,
+    URLPattern,
+    URLResolver,
+    get_resolver,
+    get_script_prefix,
+    resolve,
+)
 from django.utils.module_loading import import_string
 
 from pwexpire.conf import SETTINGS, conf
@@ -23,6 +31,14 @@ from pwexpire.responses import find_url, is_exempt
 from pwexpire.sessionstore.registry import get_adapter
 
 WELL_KNOWN = "/.well-known/change-password"
+
+
+def _is_loaded() -> bool:
+    """Whether there is a URLconf to ask; one that is broken is reported by Django's own checks."""
+    try:
+        return bool(get_resolver().url_patterns)
+    except Exception:
+        return False
 
 
 def _position(wanted: type) -> int | None:
@@ -50,10 +66,13 @@ def check_middleware(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         ]
     for needed in (SessionMiddleware, AuthenticationMiddleware):
         before = _position(needed)
+        # The session middleware of django-user-sessions is no subclass of Django's.
+        if before is None and needed is SessionMiddleware:
+            continue
         if before is None or before > ours:
             return [
                 Error(
-                    f"PasswordExpiryMiddleware comes before {needed.__name__}.",
+                    f"PasswordExpiryMiddleware does not come after {needed.__name__}.",
                     hint=f"Put it after {needed.__name__} in MIDDLEWARE.",
                     id="pwexpire.E002",
                 )
@@ -62,24 +81,28 @@ def check_middleware(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_change_url(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    if not getattr(settings, "ROOT_URLCONF", None):
+    if not _is_loaded():
         return []
+    given = conf.change_url
     try:
-        path = find_url(conf.change_url)
-        match = resolve(path)
+        path = find_url(given)
+        if not given.startswith("/"):  # reversed, so FORCE_SCRIPT_NAME is in front of it
+            path = path.removeprefix(get_script_prefix().rstrip("/"))
+        match = resolve(urlsplit(path).path)
     except (ChangeURLNotFound, Resolver404):
         return [
             Error(
-                f"PWEXPIRE_CHANGE_URL = {conf.change_url!r} leads to no page.",
+                f"PWEXPIRE_CHANGE_URL = {given!r} leads to no page.",
                 hint="Include pwexpire.urls in the URLconf, or set PWEXPIRE_CHANGE_URL to the name "
                 "of the site's password-change view.",
                 id="pwexpire.E003",
             )
         ]
-    if not is_exempt(match.func, match) and not conf.change_url.startswith("/"):
+    by_path = given.startswith("/") and "?" not in given and "#" not in given
+    if not by_path and not is_exempt(match.func, match):
         return [
             Error(
-                f"The view behind PWEXPIRE_CHANGE_URL = {conf.change_url!r} is itself held.",
+                f"The view behind PWEXPIRE_CHANGE_URL = {given!r} is itself held.",
                 hint="Use the full name with its namespace, as in reverse(), or add the name of "
                 "the view to PWEXPIRE_EXEMPT_VIEWS.",
                 id="pwexpire.E004",
@@ -89,7 +112,7 @@ def check_change_url(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_well_known(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    if not getattr(settings, "ROOT_URLCONF", None):
+    if not _is_loaded():
         return []
     try:
         resolve(WELL_KNOWN)
@@ -105,7 +128,10 @@ def check_well_known(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_session_engine(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    adapter = get_adapter()
+    try:
+        adapter = get_adapter()
+    except (ImportError, AttributeError, RuntimeError):  # Django says so at the first request
+        return []
     lacks = [
         words
         for able, words in (
@@ -130,8 +156,8 @@ def check_session_engine(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     found: list[CheckMessage] = []
     for name, setting in SETTINGS.items():
-        value = getattr(settings, f"PWEXPIRE_{name}", setting.default)
-        if not setting.accepts(value) or not _is_meant(name, value):
+        if not _is_right(name):
+            value = getattr(settings, f"PWEXPIRE_{name}", setting.default)
             found.append(
                 Error(
                     f"PWEXPIRE_{name} = {value!r} is not {setting.wants}.",
@@ -153,6 +179,12 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return found
 
 
+def _is_right(name: str) -> bool:
+    setting = SETTINGS[name]
+    value = getattr(settings, f"PWEXPIRE_{name}", setting.default)
+    return setting.accepts(value) and _is_meant(name, value)
+
+
 def _is_meant(name: str, value: Any) -> bool:
     if name in ("LOCKOUT_THRESHOLD", "CHANGE_ATTEMPTS"):
         return bool(value >= 1)
@@ -172,7 +204,7 @@ def _is_meant(name: str, value: Any) -> bool:
 
 
 def check_exempt_views(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    if not getattr(settings, "ROOT_URLCONF", None) or not conf.exempt_views:
+    if not _is_right("EXEMPT_VIEWS") or not conf.exempt_views or not _is_loaded():
         return []
     known = set(_names(get_resolver()))
     return [
@@ -209,12 +241,15 @@ def check_lockout_hook(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             )
         ]
     parameters = getattr(settings, "AXES_LOCKOUT_PARAMETERS", ["ip_address"])
-    if isinstance(parameters, (list, tuple)) and "username" not in _flat(parameters):
+    by_name = not isinstance(parameters, (list, tuple)) or all(
+        "username" in _flat([parameter]) for parameter in parameters
+    )
+    if not by_name:
         return [
             Warning(
-                "PWEXPIRE_EXPIRE_ON_LOCKOUT is on, but AXES_LOCKOUT_PARAMETERS has no username: "
-                "one bad login per name expires everybody.",
-                hint='Add "username" to AXES_LOCKOUT_PARAMETERS.',
+                "PWEXPIRE_EXPIRE_ON_LOCKOUT is on, but AXES_LOCKOUT_PARAMETERS also locks without "
+                "the username: from then on one bad login per name expires everybody.",
+                hint='Let each entry of AXES_LOCKOUT_PARAMETERS be "username" or a list with it.',
                 id="pwexpire.W010",
             )
         ]

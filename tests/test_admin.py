@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
@@ -7,7 +9,9 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Permission
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection
+from django.db import connection, transaction
+from django.test import Client
+from django.urls import path
 
 from pwexpire import services
 from pwexpire.admin import (
@@ -18,6 +22,7 @@ from pwexpire.admin import (
 )
 from pwexpire.models import ExpiryBatch
 from tests.factories import StaffFactory
+from tests.support import NEW
 
 pytestmark = pytest.mark.django_db(transaction=True)
 URL = "/admin/auth/user/"
@@ -98,18 +103,36 @@ def test_the_permission_is_needed(client, alice):
     assert b"expire_passwords_action" in client.get(URL).content
 
 
-@pytest.mark.parametrize("action", [expire_passwords_action, cancel_expiry_action])
-def test_the_stock_admin_refuses_without_the_permission(client, rf, alice, action):
-    from django.core.exceptions import PermissionDenied
-
-    request = rf.post(URL)
-    request.user = alice
-    model = get_user_model()
-    with pytest.raises(PermissionDenied):
-        action(admin.site.get_model_admin(model), request, model.objects.none())
+class Stock(UserAdmin):
+    actions = [expire_passwords_action, cancel_expiry_action]
 
 
-def test_the_list_filter(office, alice, bob, eve):
+@pytest.mark.parametrize("action", ["expire_passwords_action", "cancel_expiry_action"])
+def test_the_stock_admin_refuses_without_the_permission(client, settings, alice, action):
+    site = admin.AdminSite()
+    site.register(get_user_model(), Stock)
+    assert site.get_model_admin(get_user_model()).check() == []
+    settings.ROOT_URLCONF = (path("admin/", site.urls),)
+    clerk = StaffFactory(username="clerk")
+    clerk.user_permissions.add(Permission.objects.get(codename="view_user"))
+    client.force_login(clerk)
+    assert act(client, action, [alice], **CONFIRMED).status_code == 403
+    assert not ExpiryBatch.objects.exists() and not LogEntry.objects.exists()
+    clerk.user_permissions.add(Permission.objects.get(codename="expire_passwords"))
+    assert act(client, action, [alice]).status_code == 200
+
+
+def test_a_popup_and_a_site_without_actions_offer_none(office, settings, alice):
+    assert b"expire_passwords_action" not in office.get(URL, {"_popup": "1"}).content
+    site = admin.AdminSite()
+    site.register(get_user_model(), type("Bare", (UserAdmin,), {"actions": None}))
+    extend_user_admin(site)
+    settings.ROOT_URLCONF = (path("admin/", site.urls),)
+    page = office.get(URL)
+    assert page.status_code == 200 and b"expire_passwords_action" not in page.content
+
+
+def test_the_list_filter(office, alice, bob, eve, root):
     services.expire_passwords(alice)
     eve.set_unusable_password()
     eve.save()
@@ -119,9 +142,21 @@ def test_the_list_filter(office, alice, bob, eve):
         return {user.username for user in page.context["cl"].queryset}
 
     assert names("yes") == {"alice"} and names("no") == {"bob", "eve", "root"}
-    services.expire_everyone(exclude=get_user_model().objects.filter(username="root"))
+    everyone = services.expire_everyone(exclude=root)
     assert names("yes") == {"alice", "bob"}
     assert names("") == {"alice", "bob", "eve", "root"}
+    bob.set_password(NEW)
+    bob.save()
+    assert names("yes") == {"alice"}
+    with transaction.atomic():
+        services.expire_passwords(bob)
+        assert names("yes") == {"alice"}  # not in force yet
+    assert names("yes") == {"alice", "bob"}
+    services.cancel_expiry(ExpiryBatch.objects.latest("number"))
+    services.cancel_expiry(ExpiryBatch.objects.earliest("number"))
+    assert names("yes") == {"alice"}
+    services.cancel_expiry(everyone)
+    assert names("yes") == set()
 
 
 def test_inside_a_request_transaction_it_is_pending(office, alice, monkeypatch):
@@ -149,6 +184,42 @@ def test_a_site_without_users_is_told():
     assert isinstance(site.get_model_admin(get_user_model()), PasswordExpiryUserAdminMixin)
 
 
-def test_cookies_cannot_be_counted(office, alice, settings):
+def test_sessions_are_counted_where_they_can_be(client, settings, alice, root):
+    Client().force_login(alice)
+    client.force_login(root)
+    page = act(client, "expire_passwords_action", [alice])
+    assert page.context["preview"].sessions == 1
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    other = Client()
+    other.force_login(root)
+    page = act(other, "expire_passwords_action", [alice])
+    assert page.context["preview"].sessions is None and b"cannot be counted" in page.content
+
+
+def test_sessions_can_be_ended(office, alice, bob):
+    Client().force_login(alice)
+    act(office, "expire_passwords_action", [alice], **{**CONFIRMED, "sessions": "end"})
+    assert b"sessions ended: 1." in office.get(URL).content
+    bob.set_unusable_password()
+    bob.save()
+    act(office, "expire_passwords_action", [alice, bob], **CONFIRMED)
+    told = office.get(URL).content
+    assert b"0 passwords were expired. Already expired: 1, not applicable: 1" in told
+
+
+def test_a_reason_of_the_site_takes_the_place_of_ours(office, alice, settings):
+    settings.PWEXPIRE_REASONS = {"merger": "the merger", "incident": "what happened"}
     page = act(office, "expire_passwords_action", [alice])
-    assert b"Open sessions:" in page.content
+    choices = dict(page.context["form"].fields["reason"].choices)
+    assert choices["merger"] == "the merger" and choices["incident"] == "what happened"
+    assert page.content.count(b'value="incident"') == 1
+
+
+def test_the_page_sends_back_what_was_selected(office, users):
+    everybody = users(3)
+    page = act(office, "expire_passwords_action", everybody[:2], select_across="1", index="0")
+    hidden = re.findall(r'type="hidden" name="(\w+)" value="(\w*)"', page.content.decode())
+    sent = {name: [v for n, v in hidden if n == name] for name, _ in hidden}
+    assert sent["_selected_action"] == [str(user.pk) for user in everybody[:2]]
+    office.post(URL, {**sent, **CONFIRMED})
+    assert services.password_status(everybody[2]).must_change

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 from django.core.checks import run_checks
+from django.urls import clear_script_prefix, path, set_script_prefix
 
 from pwexpire import checks
 from pwexpire.management.probe import SessionStore, probe
+from tests.urls import home, urlpatterns
 
 OURS = "pwexpire.middleware.PasswordExpiryMiddleware"
 
@@ -38,6 +40,11 @@ def test_e002_before_authentication(settings):
     assert ids(checks.check_middleware(None)) == ["pwexpire.E002"]
     settings.MIDDLEWARE = [OURS]
     assert ids(checks.check_middleware(None)) == ["pwexpire.E002"]
+    auth = "django.contrib.auth.middleware.AuthenticationMiddleware"
+    settings.MIDDLEWARE = [auth, OURS, "django.contrib.sessions.middleware.SessionMiddleware"]
+    assert ids(checks.check_middleware(None)) == ["pwexpire.E002"]
+    settings.MIDDLEWARE = ["tests.testapp.middleware.passing", auth, OURS]  # a foreign one
+    assert checks.check_middleware(None) == []
 
 
 @pytest.mark.parametrize("url", ["nowhere", "/nowhere/", "//evil.example/"])
@@ -46,18 +53,38 @@ def test_e003_the_change_url_leads_nowhere(settings, url):
     assert ids(checks.check_change_url(None)) == ["pwexpire.E003"]
 
 
-def test_e004_the_change_page_is_held(settings, monkeypatch):
-    settings.PWEXPIRE_CHANGE_URL = "/plain/"
-    assert checks.check_change_url(None) == []
-    settings.PWEXPIRE_CHANGE_URL = "home"
-    monkeypatch.setattr(checks, "is_exempt", lambda view, match: False)
-    assert ids(checks.check_change_url(None)) == ["pwexpire.E004"]
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("/plain/", []),
+        ("/account/password-change/?next=/", []),
+        ("/plain/?again=1", ["pwexpire.E004"]),
+        ("hidden", ["pwexpire.E004"]),
+        ("shown", []),
+    ],
+)
+def test_e004_the_change_page_is_held(settings, url, found):
+    settings.PWEXPIRE_CHANGE_URL = url
+    pages = [path("mine/", home, name="shown"), path("mine/", home, name="hidden")]
+    settings.ROOT_URLCONF = (*pages, *urlpatterns)
+    assert ids(checks.check_change_url(None)) == found
+
+
+def test_a_site_below_a_prefix_is_understood():
+    set_script_prefix("/below/")
+    try:
+        assert checks.check_change_url(None) == []
+    finally:
+        clear_script_prefix()
 
 
 def test_i005_what_the_engine_cannot_do(settings):
     for name in ("cache", "file", "signed_cookies"):
         settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{name}"
         assert ids(checks.check_session_engine(None)) == ["pwexpire.I005"]
+    for name in ("django.contrib.sessions.backends.db", "no.such.engine"):
+        settings.SESSION_ENGINE = name
+        assert checks.check_session_engine(None) == []
 
 
 @pytest.mark.parametrize(
@@ -114,6 +141,13 @@ def test_e008_an_exempt_view_that_does_not_exist(settings):
     assert "'home'" in first.hint and "namespace" in second.hint
 
 
+@pytest.mark.parametrize("value", [5, "home", [1, "home"], [["home"]]])
+def test_e008_leaves_a_wrong_type_to_e006(settings, value):
+    settings.PWEXPIRE_EXEMPT_VIEWS = value
+    assert checks.check_exempt_views(None) == []
+    assert ids(checks.check_settings(None)) == ["pwexpire.E006"]
+
+
 def test_e009_the_hook_without_axes(settings, monkeypatch):
     settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = True
     monkeypatch.setattr(checks.apps, "is_installed", lambda name: False)
@@ -125,6 +159,8 @@ def test_e009_the_hook_without_axes(settings, monkeypatch):
     [
         (["ip_address"], ["pwexpire.W010"]),
         (["username"], []),
+        (["username", "ip_address"], ["pwexpire.W010"]),
+        ([["ip_address", "user_agent"], "username"], ["pwexpire.W010"]),
         ([["username", "ip_address"]], []),
         ("dotted.path", []),
     ],
@@ -156,8 +192,9 @@ def test_w013_no_well_known_url(settings):
     assert ids(checks.check_well_known(None)) == ["pwexpire.W013"]
 
 
-def test_sites_without_urls_are_not_asked(settings):
-    settings.ROOT_URLCONF = None
+@pytest.mark.parametrize("urls", [None, "no.such.urls", "tests.support"])
+def test_sites_without_urls_are_not_asked(settings, urls):
+    settings.ROOT_URLCONF = urls
     settings.PWEXPIRE_EXEMPT_VIEWS = ["x"]
     assert checks.check_change_url(None) == checks.check_well_known(None) == []
     assert checks.check_exempt_views(None) == []
