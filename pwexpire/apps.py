@@ -24,7 +24,7 @@ class PasswordExpiryConfig(AppConfig):
         )
         for check in checks.ALL:
             django_checks.register(check, django_checks.Tags.security)
-        if apps.is_installed("axes"):
+        if apps.is_installed("axes"):  # pragma: no branch
             from axes.signals import user_locked_out
 
             from pwexpire.contrib.axes import on_lockout

@@ -18,6 +18,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.flatpages",
     "django.contrib.messages",
+    "django.contrib.redirects",
     "django.contrib.sessions",
     "django.contrib.sites",
     *(["axes"] if AXES else []),

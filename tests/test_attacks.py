@@ -10,6 +10,7 @@ import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.contrib.flatpages.models import FlatPage
+from django.contrib.redirects.models import Redirect
 from django.contrib.sites.models import Site
 from django.test import Client
 from django.utils import timezone
@@ -428,3 +429,38 @@ def test_no_password_is_written_anywhere(engine, server, alice, settings, caplog
     everything = repr(rows) + caplog.text + repr(list(PasswordRecord.objects.values()))
     for secret in ("Guess-Password-9", "Fresh-Password-8", OLD):
         assert secret not in everything
+
+
+def test_row_8_content_after_a_404_in_another_world(held, server, settings):
+    """Exempt where the middleware looked, and not there where the view is looked for."""
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.flatpages.middleware.FlatpageFallbackMiddleware",
+        "tests.testapp.middleware.OtherWorld",
+    ]
+    Site.objects.get_or_create(pk=1, defaults={"domain": "example.com", "name": "example"})
+    page = FlatPage.objects.create(url="/exempt/sudo/", title="secret", content="secret")
+    page.sites.add(1)
+    redirect = Redirect.objects.create(site_id=1, old_path="/jsi18n/", new_path="/")
+    headers = {"x-urlconf": "tests.testapp.urls_other"}
+    response = elsewhere(server, held).get("/exempt/sudo/", headers=headers)
+    assert response.status_code == 302 and b"secret" not in response.content
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.redirects.middleware.RedirectFallbackMiddleware",
+    ]
+    moved = elsewhere(server, held).get("/jsi18n/", headers=headers)
+    assert moved.status_code == 301 and redirect.new_path == moved["Location"]
+
+
+def test_an_ended_session_is_anonymous_for_async_views_too(engine, server, alice):
+    browser = login(server, alice)
+    services.end_sessions(alice)
+    assert browser.get("/ahome/").content == b"anonymous"
+
+
+def test_a_hand_set_flag_and_a_change_behind_the_models_back(engine, server, alice):
+    browser = login(server, alice)
+    assert browser.post("/exempt/hash/", {"password": NEW}).status_code == 200
+    assert not is_held(browser)
+    assert "password_expired" not in session_of(browser)

@@ -15,7 +15,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.core.management.base import CommandError
 from django.db.models import Q, QuerySet
 from django.utils import timezone
-from django.utils.dateparse import parse_date, parse_datetime
+from django.utils.dateparse import parse_datetime
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
@@ -108,12 +108,9 @@ def parse_moment(text: str) -> datetime:
     if match := re.fullmatch(r"(\d{1,6})([dhm])", text):
         return timezone.now() - timedelta(**{UNITS[match[2]]: int(match[1])})
     try:
-        moment = parse_datetime(text)
-        day = None if moment else parse_date(text)
+        moment = parse_datetime(text)  # takes a date alone as well
     except ValueError:
-        moment = day = None
-    if day is not None:
-        moment = datetime(day.year, day.month, day.day)
+        moment = None
     if moment is None:
         raise CommandError(f"{text} is no age or date: write 90d, 12h or 2026-01-31.")
     return timezone.make_aware(moment) if timezone.is_naive(moment) else moment

@@ -184,7 +184,7 @@ def _finish(batch: ExpiryBatch, counts: dict[str, int], progress: Progress | Non
     if not batch.everyone and not Demand.objects.using(feed.using).filter(batch=batch).exists():
         _set(batch, state=BatchState.DONE, sessions_flagged=0, sessions_ended=0)
         return
-    for attempt in range(RETRIES):
+    for attempt in range(RETRIES):  # pragma: no branch
         try:
             activated = _activate(batch)
             break

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import models
+from django.utils import timezone
+
+from pwexpire import receivers, responses, services
+from pwexpire.management import probe, selectors
+from pwexpire.middleware import Case, PasswordExpiryMiddleware
+from pwexpire.models import EnforcementState, PasswordRecord, SessionEntry
+from pwexpire.policy import Policy, decide
+from pwexpire.services import sessions
+from pwexpire.services.selection import Selection
+from pwexpire.sessionstore import registry
+from tests.support import is_held, store_session
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_no_policy_decides_nothing():
+    now = timezone.now()
+    decision = decide(Policy(), changed_at=now, now=now)
+    assert not decision.must_change and decision.expires_at is None
+
+
+def test_status_of_a_password_that_aged_out_unseen(alice, settings):
+    settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=9))
+    PasswordRecord.objects.update(changed_at=timezone.now() - timedelta(days=10))
+    status = services.password_status(alice)
+    assert status.must_change and status.reason == "age" and status.require == "change"
+
+
+def test_the_probe_finds_a_key_of_every_type():
+    assert probe._unused_key(models.UUIDField()) == uuid.UUID(int=0)
+    assert probe._unused_key(models.CharField()) == probe.KEY
+    assert probe._unused_key(models.BigAutoField()) == 0
+
+
+def test_fields_that_a_user_model_lacks():
+    assert not selectors._has("shoe_size")
+
+
+def test_ids_that_are_none_and_lists_of_users(alice, bob):
+    selection = Selection([alice])
+    assert selection.among(["x", str(alice.pk), str(bob.pk)]) == {alice.pk}
+    assert Selection(get_user_model().objects.all()).among(["x"]) == set()
+
+
+def test_keys_that_the_index_cannot_hold(alice, settings):
+    sessions.index_session("k" * 65, alice)
+    sessions.index_session(None, alice)
+    settings.PWEXPIRE_SESSION_INDEX = False
+    sessions.index_session("k", alice)
+    sessions.forget_session("k")
+    assert not SessionEntry.objects.exists()
+
+
+def test_sessions_are_ended_without_an_index(alice, client, settings):
+    settings.PWEXPIRE_SESSION_INDEX = False
+    client.force_login(alice)
+    assert services.end_sessions(alice).ended == 1
+
+
+def test_a_session_that_has_no_key_yet_is_made(alice):
+    from django.contrib.sessions.backends.db import SessionStore
+
+    request = SimpleNamespace(session=SessionStore())
+    receivers.on_login(type(alice), request=request, user=alice)
+    assert SessionEntry.objects.get().session_key == request.session.session_key
+    with mock.patch.object(receivers, "uses_index", return_value=False):
+        receivers.on_login(type(alice), request=request, user=alice)
+
+
+def test_a_numbered_flag_is_dropped_at_a_login(alice, client):
+    client.force_login(alice)
+    store_session(client, password_expired=True, _password_expired_demand=1)
+    client.post("/accounts/login/", {"username": "alice", "password": "old-Password-1"})
+    assert "password_expired" not in client.session
+
+
+def test_other_databases_get_no_state(alice):
+    EnforcementState.objects.all().delete()
+    receivers.after_migrate(None, using="elsewhere")
+    assert not EnforcementState.objects.exists()
+    receivers.after_migrate(None, using="default")
+    assert EnforcementState.objects.exists()
+
+
+def test_an_admin_view_of_no_site_is_not_exempt():
+    view = SimpleNamespace(admin_site=object(), __wrapped__=len)
+    assert not responses._is_admin_exempt(view)
+
+
+def test_under_the_admin_without_a_site_to_ask(rf):
+    match = SimpleNamespace(app_names=["admin"], func=len)
+    assert responses.admin_change_url(rf.get("/"), match) is None
+
+
+def test_a_held_request_outside_of_a_middleware_call(rf, alice, client):
+    client.force_login(alice)
+    request = rf.get("/")
+    request.session, request.user = client.session, alice
+    case = Case(None, str(alice.pk), "", True, None, 0, 0, None, None)
+    ours = PasswordExpiryMiddleware(lambda request: None)
+    assert ours._hold(request, case).status_code == 302
+    ours._drop_stale_flag(request, case)
+    assert not case.flagged and not is_held(client)
+
+
+def test_a_store_whose_module_has_a_session_model(monkeypatch):
+    from django.contrib.sessions.backends.base import SessionBase
+    from django.contrib.sessions.models import Session
+
+    monkeypatch.setattr(probe, "Session", Session, raising=False)
+    assert registry._find_model(probe.SessionStore) is Session
+    monkeypatch.setattr(probe, "Session", get_user_model())
+    assert registry._find_model(probe.SessionStore) is None
+    assert registry._find_model(SessionBase) is None
