@@ -3,6 +3,7 @@ from __future__ import annotations
 from django.apps import AppConfig, apps
 from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.core import checks as django_checks
+from django.core.signals import setting_changed
 from django.db.models.signals import post_migrate, post_save, pre_save
 from django.utils.translation import gettext_lazy as _
 
@@ -15,6 +16,7 @@ class PasswordExpiryConfig(AppConfig):
     def ready(self) -> None:
         from pwexpire import checks, receivers
 
+        setting_changed.connect(receivers.on_setting_changed, dispatch_uid="pwexpire.settings")
         user_logged_in.connect(receivers.on_login, dispatch_uid="pwexpire.login")
         user_logged_out.connect(receivers.on_logout, dispatch_uid="pwexpire.logout")
         pre_save.connect(receivers.before_user_saved, dispatch_uid="pwexpire.before_user_saved")

@@ -98,8 +98,7 @@ def check_change_url(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
                 id="pwexpire.E003",
             )
         ]
-    by_path = given.startswith("/") and "?" not in given and "#" not in given
-    if not by_path and not is_exempt(match.func, match):
+    if not given.startswith("/") and not is_exempt(match.func, match):
         return [
             Error(
                 f"The view behind PWEXPIRE_CHANGE_URL = {given!r} is itself held.",

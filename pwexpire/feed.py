@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -45,6 +46,8 @@ class View:
     users: dict[str, int] = field(default_factory=dict)
     verdicts: OrderedDict[VerdictKey, Verdict] = field(default_factory=OrderedDict)
     started: float = 0.0
+    fresh_until: float = 0.0
+    policy_key: str | None = None
 
     def demand(self, user_id: str) -> int:
         return max(self.floor, self.users.get(user_id, 0))
@@ -76,7 +79,7 @@ class Feed:
         self._generation += 1
         self._failed = {}
         for view in list(self._views.values()):
-            view.started = NEVER
+            view.started = view.fresh_until = NEVER
 
     @property
     def using(self) -> str:
@@ -94,14 +97,7 @@ class Feed:
     def current(self, scope: tuple[str, str]) -> View | None:
         """The view if it is young enough to be used as it is; never queries."""
         view = self._views.get(scope)
-        if view is None:
-            return None
-        if view.started == NEVER:
-            return None
-        interval = conf.poll_seconds
-        if interval is None or time.monotonic() - view.started < interval:
-            return view
-        return None
+        return view if view is not None and time.monotonic() < view.fresh_until else None
 
     def view(self, scope: tuple[str, str]) -> View:
         """The view, after at most one small query.
@@ -147,7 +143,14 @@ class Feed:
                 self._failed.pop(scope, None)
                 keep = conf.poll_seconds is None or not self._inside(scope)
                 # What an open transaction shows may never have been: use it once.
-                fresh.started = now if keep and generation == self._generation else NEVER
+                if keep and generation == self._generation:
+                    interval = conf.poll_seconds
+                    fresh.started = now
+                    fresh.fresh_until = math.inf if interval is None else now + interval
+                else:
+                    fresh.started = fresh.fresh_until = NEVER
+                # Settings that every request needs; a change of one drops the view.
+                fresh.policy_key = conf.policy_key
                 self._views[scope] = fresh
                 return fresh
         if view is not None and usable:

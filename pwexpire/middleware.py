@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY, get_user_model
@@ -110,7 +111,7 @@ def is_suspect(case: Case, view: View) -> bool:
         return True
     if view.demand(case.user_id) > number:
         return True
-    wanted = conf.policy_key
+    wanted = view.policy_key
     if wanted is None:
         return False
     return policy_key != wanted or (ages is not None and time.time() >= ages)
@@ -344,7 +345,7 @@ class PasswordExpiryMiddleware:
     ) -> bool:
         if self.is_exempt(request, view, match):
             return True
-        return conf.change_url.startswith("/") and conf.change_url == request.path
+        return conf.change_url.startswith("/") and urlsplit(conf.change_url).path == request.path
 
     def _reach(self, request: HttpRequest, view: Callable[..., Any]) -> Answer:
         case: Case | None = getattr(request, "_pwexpire_case", None)

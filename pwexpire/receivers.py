@@ -170,3 +170,9 @@ def after_migrate(sender: Any, using: str, **kwargs: Any) -> None:
         EnforcementState.objects.using(using).get_or_create(
             pk=1, defaults={"created_at": timezone.now()}
         )
+
+
+def on_setting_changed(sender: Any, setting: str, **kwargs: Any) -> None:
+    """Sent in tests only; the view keeps what it read of the settings at its poll."""
+    if setting.startswith("PWEXPIRE_"):
+        feed.drop()

@@ -90,6 +90,7 @@ def test_a_fault_is_no_view(fresh, settings):
     fresh._failed.clear()
     view = fresh.view(scope)
     view.started = time.monotonic() - 90
+    view.fresh_until = 0
     with mock.patch.object(fresh, "_read", side_effect=OperationalError("down")):
         assert fresh.view(scope) is view  # less than two intervals old
         view.started = time.monotonic() - 130
@@ -103,6 +104,7 @@ def test_one_polls_and_the_others_go_on(fresh, settings):
     scope = fresh.scope()
     view = fresh.view(scope)
     view.started = time.monotonic() - 90
+    view.fresh_until = 0
     with fresh._lock:
         assert fresh.view(scope) is view
 
@@ -114,7 +116,8 @@ def test_who_waited_takes_what_was_read_meanwhile(fresh):
     thread = threading.Thread(target=lambda: found.append(fresh.view(scope)))
     thread.start()
     time.sleep(0.1)
-    fresh._views[scope] = view = View(started=time.monotonic())
+    now = time.monotonic()
+    fresh._views[scope] = view = View(started=now, fresh_until=now + 60)
     fresh._lock.release()
     thread.join()
     assert found == [view]
