@@ -16,7 +16,8 @@ from django.utils.translation import gettext, gettext_lazy, ngettext
 
 from pwexpire.conf import conf
 from pwexpire.models import Demand, Exclusion, ExpiryBatch, PasswordRecord, Reason, SessionAction
-from pwexpire.services.batches import cancel_expiry, expire_passwords, preview_expiry
+from pwexpire.services.batches import expire_passwords, preview_expiry
+from pwexpire.services.cancellations import cancel_expiry
 
 PERMISSION = "pwexpire.expire_passwords"
 

@@ -11,8 +11,9 @@ from django.db import models
 from django.utils import timezone
 
 from pwexpire import receivers, responses, services
+from pwexpire.cases import Case
 from pwexpire.management import probe, selectors
-from pwexpire.middleware import Case, PasswordExpiryMiddleware
+from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import EnforcementState, PasswordRecord, SessionEntry
 from pwexpire.policy import Policy, decide
 from pwexpire.services import sessions

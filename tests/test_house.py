@@ -22,7 +22,7 @@ FLOORS = [
     ["conf"],
     ["models", "sessionstore"],
     ["feed"],
-    ["services"],
+    ["services", "cases"],
     ["responses", "decorators", "forms", "testing", "receivers"],
     ["middleware", "management", "views", "admin", "contrib"],
     ["checks", "urls"],

@@ -14,13 +14,13 @@ from pwexpire.services.aio import (
 )
 from pwexpire.services.batches import (
     ExpiryPreview,
-    cancel_expiry,
     end_sessions,
     expire_everyone,
     expire_passwords,
     preview_expiry,
     resume_expiry,
 )
+from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.changes import record_password_change
 from pwexpire.services.sessions import FlagReport, flag_sessions
 from pwexpire.services.status import PasswordStatus, password_status

@@ -5,13 +5,13 @@ from __future__ import annotations
 from asgiref.sync import sync_to_async
 
 from pwexpire.services.batches import (
-    cancel_expiry,
     end_sessions,
     expire_everyone,
     expire_passwords,
     preview_expiry,
     resume_expiry,
 )
+from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.changes import record_password_change
 from pwexpire.services.sessions import flag_sessions
 from pwexpire.services.status import password_status

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.contrib.auth import get_user_model
 from django.db import OperationalError, transaction
-from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from pwexpire.conf import conf
@@ -22,21 +20,18 @@ from pwexpire.models import (
     EnforcementState,
     Exclusion,
     ExpiryBatch,
-    PasswordRecord,
     Reason,
     Require,
     SessionAction,
 )
-from pwexpire.services.selection import Selection
+from pwexpire.services.selection import Selection, members
 from pwexpire.services.sessions import FlagReport, Progress, find_sessions, project
 from pwexpire.services.status import (
-    active_batches,
-    active_demands,
     check_saved,
     open_demands,
     read_state,
 )
-from pwexpire.signals import expiry_cancelled, passwords_expired
+from pwexpire.signals import passwords_expired
 
 RETRIES = 5
 
@@ -194,11 +189,11 @@ def _finish(batch: ExpiryBatch, counts: dict[str, int], progress: Progress | Non
             time.sleep(0.05 * 2**attempt)
     feed.drop()
     if activated and batch.holds:
-        ids = None if batch.everyone else _few_ids(_members(batch))
+        ids = None if batch.everyone else _few_ids(members(batch))
         passwords_expired.send_robust(sender=ExpiryBatch, batch=batch, user_ids=ids)
     if not batch.everyone:
         _set(batch, sessions_flagged=0, sessions_ended=0)
-        project(batch, Selection(_members(batch)), progress)
+        project(batch, Selection(members(batch)), progress)
     _set(batch, state=BatchState.DONE)
 
 
@@ -216,11 +211,6 @@ def _activate(batch: ExpiryBatch) -> bool:
         state.save(using=feed.using, update_fields=["counter"])
         _set(batch, number=state.counter, activated_at=now, state=BatchState.ACTIVE)
         return True
-
-
-def _members(batch: ExpiryBatch) -> Any:
-    users = get_user_model()._base_manager.using(feed.using)
-    return users.filter(pwexpire_demands__batch=batch)
 
 
 def _few_ids(users: Any) -> list[Any] | None:
@@ -264,7 +254,7 @@ def _finish_again(batch: ExpiryBatch, progress: Progress | None) -> None:
         _finish(batch, {}, progress)
         return
     if not batch.everyone:
-        project(batch, Selection(_members(batch)), progress)
+        project(batch, Selection(members(batch)), progress)
     _set(batch, state=BatchState.DONE)
 
 
@@ -306,91 +296,6 @@ def end_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport:
 
     transaction.on_commit(count, using=feed.using)
     return report
-
-
-def cancel_expiry(users: Any, *, actor: Any = None, note: str = "") -> int:
-    """Lift the open demands from ``users`` (one, many, a ``QuerySet``) or of an ``ExpiryBatch``.
-
-    A flag that stands for a lifted demand no longer holds; sessions that were to be ended stay
-    ended. ``actor`` and ``note`` are kept with a cancelled batch.
-    Returns how many users are free of a demand by it. Raises ``InvalidRequest``.
-    """
-    if actor is not None:
-        check_saved(actor)
-    if isinstance(users, ExpiryBatch):
-        return _cancel_batch(users, actor, note)
-    selection = Selection(users)
-    lifted = 0
-    few: list[Any] = []
-    for rows in selection.chunks():
-        pks = [pk for pk, _ in rows]
-        with transaction.atomic(using=feed.using):
-            freed = list(open_demands(pks))
-            close_demands(freed)
-            Exclusion.objects.using(feed.using).bulk_create(
-                [
-                    Exclusion(batch_id=batch, user_id=pk)
-                    for batch in active_batches().filter(everyone=True).values_list("pk", flat=True)
-                    for pk in freed
-                ],
-                ignore_conflicts=True,
-            )
-        lifted += len(freed)
-        few += freed[: SIGNAL_IDS_MAX + 1 - len(few)]
-    if lifted:
-        _cancelled(few if lifted <= SIGNAL_IDS_MAX else None)
-    return lifted
-
-
-def _cancel_batch(batch: ExpiryBatch, actor: Any, note: str) -> int:
-    users = get_user_model()._base_manager.using(feed.using)
-    if batch.everyone:
-        users = users.exclude(pwexpire_record__satisfied__gte=batch.number or 0)
-        users = users.exclude(pwexpire_exclusions__batch=batch)
-    else:
-        users = _members(batch)
-    with transaction.atomic(using=feed.using):
-        row = ExpiryBatch.objects.using(feed.using).select_for_update().get(pk=batch.pk)
-        if row.state == BatchState.CANCELLED:
-            return 0
-        lifted = users.count() if row.number else 0
-        if row.sessions == SessionAction.END and row.number and not row.everyone:
-            for rows in Selection(users).chunks():
-                close_demands([pk for pk, _ in rows])
-        said = "\n".join(filter(None, (row.note, f"{actor or ''}: {note}" if note else "")))
-        _set(batch, state=BatchState.CANCELLED, cancelled_at=timezone.now(), note=said)
-    _cancelled(None)
-    return lifted
-
-
-def _cancelled(ids: list[Any] | None) -> None:
-    feed.drop()
-
-    def tell() -> None:
-        feed.drop()
-        expiry_cancelled.send_robust(sender=ExpiryBatch, user_ids=ids)
-
-    transaction.on_commit(tell, using=feed.using)
-
-
-def close_demands(pks: list[Any], *, upto: int | None = None) -> None:
-    """Take the rows off the open list; that sessions were to be ended stays with the record."""
-    rows = active_demands(user__in=pks)
-    if upto is not None:
-        rows = rows.filter(batch__number__lte=upto)
-    ids: list[int] = []
-    ended: dict[Any, int] = {}
-    for pk, user, number, sessions in rows.values_list(
-        "pk", "user_id", "batch__number", "batch__sessions"
-    ):
-        ids.append(pk)
-        if sessions == SessionAction.END:
-            ended[user] = max(ended.get(user, 0), number or 0)
-    records = PasswordRecord.objects.using(feed.using)
-    for user, number in ended.items():
-        records.get_or_create(user_id=user)
-        records.filter(user_id=user).update(ended=Greatest("ended", number))
-    Demand.objects.using(feed.using).filter(pk__in=ids).delete()
 
 
 def demand_aged(user: Any) -> int | None:

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
-from pwexpire.services.batches import close_demands
+from pwexpire.services.cancellations import close_demands
 from pwexpire.services.status import check_saved, read_counter
 from pwexpire.signals import password_changed
 

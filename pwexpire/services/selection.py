@@ -12,6 +12,7 @@ from django.db.models import QuerySet
 
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
+from pwexpire.models import ExpiryBatch
 from pwexpire.services.status import check_saved
 
 CHUNK = 500
@@ -93,3 +94,9 @@ def _query(users: Any, name: str) -> QuerySet[Any] | set[Any]:
         check_saved(user)
         pks.add(user.pk)
     return pks
+
+
+def members(batch: ExpiryBatch) -> QuerySet[Any]:
+    """The users whom a batch that is not on everyone still wants."""
+    users = get_user_model()._base_manager.using(feed.using)
+    return users.filter(pwexpire_demands__batch=batch)

@@ -11,6 +11,7 @@ PEERS = [name for name in ("password_policies", "password_rotate") if find_spec(
 INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
+    "django.contrib.messages",
     "django.contrib.sessions",
     "pwexpire",
     *PEERS,
@@ -19,6 +20,7 @@ BASE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
 ]
 MIDDLEWARE = [*BASE, "pwexpire.middleware.PasswordExpiryMiddleware"]
 DATABASES = {

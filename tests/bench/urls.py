@@ -21,4 +21,5 @@ urlpatterns = [
     path("logout/", plain, name="logout"),
     path("account/", include("pwexpire.urls")),
     path("change/", plain, name="password_change"),
+    path("force/", plain, name="force_password_change"),
 ]

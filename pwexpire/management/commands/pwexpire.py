@@ -20,12 +20,12 @@ from pwexpire.management.probe import probe
 from pwexpire.management.selectors import add_selectors, excluded, find_user, find_users, select
 from pwexpire.models import BatchState, Demand, ExpiryBatch, Reason, SessionAction, SessionEntry
 from pwexpire.services.batches import (
-    cancel_expiry,
     expire_everyone,
     expire_passwords,
     preview_expiry,
     resume_expiry,
 )
+from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.sessions import Progress, prune_batches, prune_index
 from pwexpire.services.status import active_batches, password_status, read_state
 from pwexpire.sessionstore.base import StoredSession, shorten
