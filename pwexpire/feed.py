@@ -12,11 +12,11 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 from django.db import Error, OperationalError, ProgrammingError, connections, router, transaction
-from django.db.models import Max
+from django.db.models import Max, Q
 
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
-from pwexpire.models import Demand, EnforcementState, ExpiryBatch, PasswordRecord
+from pwexpire.models import Demand, EnforcementState, ExpiryBatch, PasswordRecord, SessionAction
 
 logger = logging.getLogger("pwexpire")
 
@@ -168,10 +168,13 @@ class Feed:
         if old is not None and old.counter == counter:
             return View(counter, old.floor, old.users, old.verdicts)
         known = old if old is not None and old.counter < counter else View()
-        active = ExpiryBatch.objects.using(using).filter(
-            number__gt=known.counter, cancelled_at__isnull=True
+        # Sessions that were ended stay ended, though the demand behind it was cancelled.
+        on_everyone = ExpiryBatch.objects.using(using).filter(
+            Q(cancelled_at__isnull=True) | Q(sessions=SessionAction.END),
+            number__gt=known.counter,
+            everyone=True,
         )
-        floor = active.filter(everyone=True).aggregate(top=Max("number"))["top"] or 0
+        floor = on_everyone.aggregate(top=Max("number"))["top"] or 0
         rows = list(
             Demand.objects.using(using)
             .filter(batch__number__gt=known.counter, batch__cancelled_at__isnull=True)

@@ -367,3 +367,29 @@ def test_again_with_end_ends_the_sessions_of_the_expired(alice, client):
     alice.save()
     assert PasswordRecord.objects.get(pk=alice.pk).ended == batch.number
     assert not Demand.objects.exists()
+
+
+def test_sessions_ended_by_everyone_stay_ended_after_the_cancellation(alice, client):
+    client.force_login(alice)
+    services.cancel_expiry(services.expire_everyone(sessions=SessionAction.END))
+    assert client.get("/").content == b"anonymous"
+    client.force_login(alice)
+    assert client.get("/").content == b"alice"
+
+
+def test_a_batch_that_is_cancelled_while_it_flags_says_so(users, monkeypatch, client):
+    monkeypatch.setattr("pwexpire.services.selection.CHUNK", 1)
+    people = users(3)
+    for user in people:
+        client.logout()
+        client.force_login(user)
+    real, calls = inner.project, []
+
+    def cancelled(batch, selection, progress):
+        calls.append(services.cancel_expiry(ExpiryBatch.objects.get(pk=batch.pk)))
+        return real(batch, selection, progress)
+
+    with mock.patch.object(inner, "project", cancelled):
+        batch = services.expire_passwords(people)
+    assert calls == [3] and batch.state == BatchState.CANCELLED and batch.sessions_flagged == 0
+    assert not any(services.password_status(user).must_change for user in people)

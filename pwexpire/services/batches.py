@@ -194,7 +194,14 @@ def _finish(batch: ExpiryBatch, counts: dict[str, int], progress: Progress | Non
     if not batch.everyone:
         _set(batch, sessions_flagged=0, sessions_ended=0)
         project(batch, Selection(members(batch)), progress)
-    _set(batch, state=BatchState.DONE)
+    _done(batch)
+
+
+def _done(batch: ExpiryBatch) -> None:
+    """Unless it was cancelled meanwhile."""
+    rows = ExpiryBatch.objects.using(feed.using).filter(pk=batch.pk, state=BatchState.ACTIVE)
+    rows.update(state=BatchState.DONE)
+    batch.refresh_from_db(using=feed.using, fields=["state"])
 
 
 def _activate(batch: ExpiryBatch) -> bool:
@@ -255,7 +262,7 @@ def _finish_again(batch: ExpiryBatch, progress: Progress | None) -> None:
         return
     if not batch.everyone:
         project(batch, Selection(members(batch)), progress)
-    _set(batch, state=BatchState.DONE)
+    _done(batch)
 
 
 def preview_expiry(users: Any, *, exclude: Any = None) -> ExpiryPreview:

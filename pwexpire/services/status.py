@@ -90,8 +90,8 @@ def judge(user: Any) -> Judgement:
     mine = active_demands(user=OuterRef("pk")).order_by("-batch__number").values("batch__number")
     excluded = Exclusion.objects.filter(batch=OuterRef("pk"), user=OuterRef(OuterRef("pk")))
     everyone = (
-        active_batches()
-        .filter(~Exists(excluded), everyone=True)
+        ExpiryBatch.objects.using(feed.using)
+        .filter(~Exists(excluded), everyone=True, number__isnull=False)
         .order_by("-number")
         .values("number")
     )
@@ -105,7 +105,7 @@ def judge(user: Any) -> Judgement:
             "pwexpire_record__ended",
             "pwexpire_record__changed_at",
             Subquery(mine.filter(batch__holds=True)[:1]),
-            Subquery(everyone[:1]),
+            Subquery(everyone.filter(cancelled_at__isnull=True)[:1]),
             Subquery(mine.filter(batch__sessions=ending)[:1]),
             Subquery(everyone.filter(sessions=ending)[:1]),
         )
