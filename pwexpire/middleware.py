@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY, get_user_model
+from django.contrib.auth.forms import PasswordChangeForm
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured
@@ -21,6 +22,7 @@ from pwexpire.conf import conf
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
 from pwexpire.exceptions import ChangeURLNotFound, EnforcementUnavailable
 from pwexpire.feed import Verdict, feed
+from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.responses import (
     admin_change_url,
     find_match,
@@ -29,6 +31,7 @@ from pwexpire.responses import (
     is_exempt,
     unavailable,
 )
+from pwexpire.services.attempts import wrong_old_password
 from pwexpire.services.batches import demand_aged
 from pwexpire.services.changes import Witness, record_password_change, witness
 from pwexpire.services.sessions import forget_session, index_session, uses_index
@@ -60,9 +63,11 @@ class PasswordExpiryMiddleware:
         self.is_async = iscoroutinefunction(get_response)
         # Django asks the bound method whether it is a coroutine function, and else hops threads.
         self.process_view: Callable[..., Any] = self._process_view_sync
+        self.process_template_response: Callable[..., Any] = self._process_template_sync
         if self.is_async:
             markcoroutinefunction(self)
             self.process_view = self._process_view_async
+            self.process_template_response = self._process_template_async
 
     # The hooks.
 
@@ -164,6 +169,16 @@ class PasswordExpiryMiddleware:
             if answer is not None:
                 return answer
         return self._reach(request, view)
+
+    def _process_template_sync(self, request: HttpRequest, response: Any) -> Any:
+        if self._is_wrong_guess(request, response):
+            wrong_old_password(request)
+        return response
+
+    async def _process_template_async(self, request: HttpRequest, response: Any) -> Any:
+        if self._is_wrong_guess(request, response):
+            await sync_to_async(wrong_old_password)(request)
+        return response
 
     # The one decision.
 
@@ -301,6 +316,16 @@ class PasswordExpiryMiddleware:
             sender=get_user_model(), request=request, user_id=case.user_id, response=response
         )
         return response
+
+    def _is_wrong_guess(self, request: HttpRequest, response: Any) -> bool:
+        """On a change page of Django's or the admin's; ours counts for itself."""
+        case: Case | None = getattr(request, "_pwexpire_case", None)
+        if case is None or not case.held:
+            return False
+        form = (getattr(response, "context_data", None) or {}).get("form")
+        if not isinstance(form, PasswordChangeForm) or isinstance(form, ExpiredPasswordChangeForm):
+            return False
+        return form.has_error("old_password", "password_incorrect")
 
     def _make_anonymous(self, request: HttpRequest) -> None:
         request.session.flush()

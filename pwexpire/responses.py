@@ -28,6 +28,8 @@ EXEMPT_CLASSES = (
     views.PasswordResetCompleteView,
     JavaScriptCatalog,
 )
+# A longer address is not returned to: clients and servers cut redirects off.
+NEXT_MAX = 1_500
 EXEMPT_ADMIN = frozenset({"logout", "password_change", "password_change_done", "i18n_javascript"})
 
 
@@ -127,9 +129,10 @@ def held_response(request: HttpRequest, change_url: str) -> HttpResponse:
             content_type="application/problem+json",
         )
     elif request.method in ("GET", "HEAD"):
-        response = HttpResponseRedirect(
-            _with_query(change_url, REDIRECT_FIELD_NAME, request.get_full_path())
-        )
+        path = request.get_full_path()
+        if len(path) <= NEXT_MAX:
+            change_url = _with_query(change_url, REDIRECT_FIELD_NAME, path)
+        response = HttpResponseRedirect(change_url)
     else:
         response = SeeOther(_with_query(change_url, "unprocessed", "1"))
         _say_unprocessed(request)

@@ -3,8 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth import REDIRECT_FIELD_NAME, logout, views
-from django.contrib.auth.signals import user_login_failed
+from django.contrib.auth import REDIRECT_FIELD_NAME, views
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch
@@ -18,11 +17,8 @@ from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.models import Reason
 from pwexpire.responses import find_url, unavailable, unprocessed_text
-from pwexpire.services.attempts import count_failed_change
+from pwexpire.services.attempts import wrong_old_password
 from pwexpire.services.status import password_status
-
-# What a listener of user_login_failed may need to tell clients apart; no cookie, no query, no body.
-REPORTED_META = ("REMOTE_ADDR", "HTTP_X_FORWARDED_FOR", "HTTP_USER_AGENT", "HTTP_ACCEPT")
 
 
 @method_decorator(never_cache, name="dispatch")
@@ -39,11 +35,7 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
 
     def form_invalid(self, form: Any) -> HttpResponse:
         if form.old_password_was_wrong:
-            user = self.request.user
-            ended = count_failed_change(user)
-            report_failure(self.request, user)
-            if ended:
-                logout(self.request)
+            if wrong_old_password(self.request):
                 return HttpResponseRedirect(resolve_url(settings.LOGIN_URL))
         return super().form_invalid(form)
 
@@ -90,18 +82,3 @@ def reset_url() -> str:
         return str(resolve_url(conf.reset_url))
     except NoReverseMatch:
         return ""
-
-
-def report_failure(request: HttpRequest, user: Any) -> None:
-    """Count a wrong old password as a failed login, with a request that carries no password."""
-    stripped = HttpRequest()
-    stripped.method = "POST"
-    stripped.path = stripped.path_info = request.path
-    stripped.META = {name: request.META[name] for name in REPORTED_META if name in request.META}
-    stripped._pwexpire_change_page = True  # type: ignore[attr-defined]
-    name = user.get_username()
-    user_login_failed.send_robust(
-        sender=__name__,
-        credentials={"username": name, user.USERNAME_FIELD: name},
-        request=stripped,
-    )

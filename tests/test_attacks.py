@@ -464,3 +464,17 @@ def test_a_hand_set_flag_and_a_change_behind_the_models_back(engine, server, ali
     assert browser.post("/exempt/hash/", {"password": NEW}).status_code == 200
     assert not is_held(browser)
     assert "password_expired" not in session_of(browser)
+
+
+@pytest.mark.parametrize("url", ["/accounts/password_change/", "/admin/password_change/"])
+def test_row_23_guessing_on_the_pages_of_django_and_the_admin(held, settings, alice, url):
+    get_user_model().objects.update(is_staff=True)
+    settings.PWEXPIRE_CHANGE_ATTEMPTS = 2
+    assert change_password(held, old="wrong", url=url).status_code == 200
+    assert is_held(held)
+    assert change_password(held, old="wrong", url=url).status_code == 200
+    assert held.get("/").content == b"anonymous"
+
+
+def test_row_24_a_very_long_address_is_not_returned_to(held):
+    assert held.get("/?" + "x" * 5_000)["Location"] == "/account/password-change/"

@@ -5,7 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from django.contrib.auth import logout
+from django.contrib.auth.signals import user_login_failed
 from django.db.models import F, Q
+from django.http import HttpRequest
 from django.utils import timezone
 
 from pwexpire.conf import conf
@@ -14,6 +17,19 @@ from pwexpire.models import ExpiryBatch, PasswordRecord, Reason
 from pwexpire.services.batches import end_sessions, expire_passwords
 from pwexpire.services.status import judge
 from pwexpire.sessionstore.registry import get_adapter
+
+# What a listener of user_login_failed may need to tell clients apart; no cookie, no query, no body.
+REPORTED_META = ("REMOTE_ADDR", "HTTP_X_FORWARDED_FOR", "HTTP_USER_AGENT", "HTTP_ACCEPT")
+
+
+def wrong_old_password(request: HttpRequest) -> bool:
+    """A guess at the old password, by whoever sits in this session; true if that was ended."""
+    user = request.user
+    ended = count_failed_change(user)
+    report_failure(request, user)
+    if ended:
+        logout(request)
+    return ended
 
 
 def count_failed_change(user: Any) -> bool:
@@ -32,6 +48,21 @@ def count_failed_change(user: Any) -> bool:
     if not get_adapter().supports_end:
         end_sessions(user)
     return True
+
+
+def report_failure(request: HttpRequest, user: Any) -> None:
+    """Count a wrong old password as a failed login, with a request that carries no password."""
+    stripped = HttpRequest()
+    stripped.method = "POST"
+    stripped.path = stripped.path_info = request.path
+    stripped.META = {name: request.META[name] for name in REPORTED_META if name in request.META}
+    stripped._pwexpire_change_page = True  # type: ignore[attr-defined]
+    name = user.get_username()
+    user_login_failed.send_robust(
+        sender=__name__,
+        credentials={"username": name, user.USERNAME_FIELD: name},
+        request=stripped,
+    )
 
 
 def expire_after_lockout(user: Any, *, window: timedelta) -> ExpiryBatch | None:

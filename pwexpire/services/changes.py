@@ -62,4 +62,6 @@ def meet_demands(user: Any, *, number: int, created: bool = False) -> None:
         if not created:
             password_changed.send_robust(sender=type(user), user=user)
 
-    transaction.on_commit(work, using=feed.using)
+    # What fails after the caller's commit must not look like a failure of his.
+    robust = transaction.get_connection(feed.using).in_atomic_block
+    transaction.on_commit(work, using=feed.using, robust=robust)
