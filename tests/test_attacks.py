@@ -26,6 +26,7 @@ from tests.support import (
     session_of,
     store_session,
 )
+from tests.testapp.middleware import Behind
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -478,3 +479,11 @@ def test_row_23_guessing_on_the_pages_of_django_and_the_admin(held, settings, al
 
 def test_row_24_a_very_long_address_is_not_returned_to(held):
     assert held.get("/?" + "x" * 5_000)["Location"] == "/account/password-change/"
+
+
+def test_row_9_what_stands_behind_does_not_run(held, server, settings):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "tests.testapp.middleware.Behind"]
+    Behind.seen.clear()
+    browser = elsewhere(server, held)
+    assert is_held(browser) and is_held(browser, "/no-such-page/")
+    assert Behind.seen == []

@@ -34,3 +34,12 @@ class OwnExpiry(PasswordExpiryMiddleware):
 
 def passing(get_response):
     return get_response
+
+
+class Behind(MiddlewareMixin):
+    """Stands behind, and keeps the paths that reached it."""
+
+    seen: list[str] = []
+
+    def process_request(self, request):
+        self.seen.append(request.path)
