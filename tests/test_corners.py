@@ -123,3 +123,40 @@ def test_a_store_whose_module_has_a_session_model(monkeypatch):
     monkeypatch.setattr(probe, "Session", get_user_model())
     assert registry._find_model(probe.SessionStore) is None
     assert registry._find_model(SessionBase) is None
+
+
+def test_more_of_the_same(alice, client, settings):
+    assert not responses.is_exempt(len, None)
+    batch = services.expire_passwords(alice)
+    batch.state = "staged"
+    batch.number = None
+    batch.save()
+    assert services.resume_expiry(batch).state == "done"
+
+
+def test_a_relation_that_is_no_user(settings):
+    from django.contrib.admin.models import LogEntry
+
+    from pwexpire.sessionstore.rows import _find_user_column
+
+    assert _find_user_column(LogEntry) == "user_id"
+    with mock.patch("pwexpire.sessionstore.rows.get_user_model", return_value=LogEntry):
+        assert _find_user_column(LogEntry) is None
+
+
+def test_the_index_follows_a_new_key(alice, client):
+    client.force_login(alice)
+    old = client.session.session_key
+    client.get("/cycle/")
+    new = client.session.session_key
+    assert new != old and [entry.pk for entry in SessionEntry.objects.all()] == [new]
+    assert services.expire_passwords(alice).sessions_flagged == 1
+
+
+def test_a_numbered_flag_in_a_session_that_logs_in_again(alice):
+    from django.contrib.sessions.backends.db import SessionStore
+
+    session = SessionStore()
+    session.update({"password_expired": True, "_password_expired_demand": 1})
+    receivers.on_login(type(alice), request=SimpleNamespace(session=session), user=alice)
+    assert "password_expired" not in session

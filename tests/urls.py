@@ -28,6 +28,11 @@ def ran() -> None:
     """Called where a view has run."""
 
 
+def cycle(request: HttpRequest) -> HttpResponse:
+    request.session.cycle_key()
+    return HttpResponse("another key")
+
+
 @csrf_exempt
 def cart(request: HttpRequest) -> HttpResponse:
     ran()
@@ -71,6 +76,7 @@ urlpatterns = [
     path("ahome/", ahome),
     path("plain/", plain, name="plain"),
     path("cart/", cart),
+    path("cycle/", cycle),
     path("json/", json),
     path("exempt/", exempt),
     path("exempt/sudo/", sudo),
