@@ -69,7 +69,7 @@ def read_case(session: SessionBase) -> Case | None:
 
 def is_suspect(case: Case, view: View) -> bool:
     """Whether the record has to be asked; compares numbers only."""
-    known = view.verdicts.get(case.key)
+    known = view.verdicts.get(case.key) if view.verdicts else None
     if known is not None:
         number, ages, policy_key = known.number, known.ages, known.policy_key
     else:

@@ -132,7 +132,8 @@ class PasswordExpiryMiddleware:
             return None
         view = feed.current(scope := self.get_scope(request))
         if view is not None and not is_suspect(case, view):
-            self._pass(request, case)
+            if case.flagged:
+                self._drop_from_memory(request, case)
             return None
         return self._examine(request, case, scope)
 
@@ -148,7 +149,8 @@ class PasswordExpiryMiddleware:
             return None
         view = feed.current(scope := self.get_scope(request))
         if view is not None and not is_suspect(case, view):
-            self._pass(request, case)
+            if case.flagged:
+                self._drop_from_memory(request, case)
             return None
         return await sync_to_async(self._examine)(request, case, scope)
 
@@ -190,7 +192,7 @@ class PasswordExpiryMiddleware:
                 "PasswordExpiryMiddleware needs SessionMiddleware and AuthenticationMiddleware "
                 "before it: put it after them in MIDDLEWARE."
             )
-        if not conf.enforce or (session.session_key is None and not session.modified):
+        if session.session_key is None and not session.modified:
             return None
         return session
 
@@ -217,18 +219,21 @@ class PasswordExpiryMiddleware:
             or bool(data.get(SESSION_FLAG)) != before.flagged
         )
 
-    def _pass(self, request: HttpRequest, case: Case) -> None:
-        if case.flagged:  # met or lifted, and saved back by an older copy
-            drop_in_memory(request.session, SESSION_FLAG)
-            drop_in_memory(request.session, SESSION_DEMAND)
-            case.flagged = False
+    def _drop_from_memory(self, request: HttpRequest, case: Case) -> None:
+        """A flag that was met or lifted, and saved back by an older copy."""
+        drop_in_memory(request.session, SESSION_FLAG)
+        drop_in_memory(request.session, SESSION_DEMAND)
+        case.flagged = False
 
     def _examine(self, request: HttpRequest, case: Case, scope: tuple[str, str]) -> Answer:
         """Ask the record. Queries."""
+        if not conf.enforce:
+            return None
         try:
             view = feed.view(scope)
             if not is_suspect(case, view):
-                self._pass(request, case)
+                if case.flagged:
+                    self._drop_from_memory(request, case)
                 return None
             user = request.user
             if not user.is_authenticated:
@@ -348,7 +353,7 @@ class PasswordExpiryMiddleware:
 
     def _drop_stale_flag(self, request: HttpRequest, case: Case) -> None:
         number = case.flag_number
-        self._pass(request, case)
+        self._drop_from_memory(request, case)
         adapter = get_adapter()
         if adapter.supports_flag and case.session_key:
             adapter.clear({case.session_key: (case.user_id, number)})
