@@ -13,7 +13,7 @@ from pwexpire.feed import VerdictKey, View
 from pwexpire.sessionstore.base import peek
 
 
-@dataclass
+@dataclass(slots=True)
 class Case:
     """What a session says of itself, and what was decided of it in this request."""
 

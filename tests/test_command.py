@@ -94,6 +94,7 @@ def test_changed_before(alice, moment, settings):
         (["expire", "--group", "Nope", "--user", "alice"], "Unknown groups"),
         (["expire", "--changed-before", "soon"], "no age or date"),
         (["expire", "--changed-before", "2026-13-45"], "no age or date"),
+        (["expire", "--changed-before", "2026-13-45T10:00:00"], "no age or date"),
         (["expire", "--users-from", "/no/such/file"], "cannot be read"),
         (["expire", "--users-from", os.devnull], "names nobody"),
         (["expire", "--user", "alice", "--reason", "whim"], "Unknown reason"),

@@ -17,7 +17,7 @@ from pwexpire.services.status import check_saved, read_counter
 from pwexpire.signals import password_changed
 
 
-@dataclass
+@dataclass(slots=True)
 class Witness:
     """What the receivers saw during one request: primary key -> was it a real change."""
 
