@@ -599,3 +599,17 @@ def test_a_request_factory_without_sessions_says_what_is_missing():
 
     with pytest.raises(ImproperlyConfigured, match="after them in MIDDLEWARE"):
         PasswordExpiryMiddleware(lambda request: None)(RequestFactory().get("/"))
+
+
+@pytest.mark.parametrize("place", [3, 5])
+def test_beside_djangos_login_required_middleware(engine, server, alice, settings, place):
+    required = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE[:place], required, *settings.MIDDLEWARE[place:]]
+    browser = login(server, alice)
+    services.expire_passwords(alice)
+    assert is_held(browser) and is_held(browser, "/no-such-page/")
+    assert browser.get("/account/password-change/").status_code == 200
+    change_password(browser)
+    assert not is_held(browser)
+    assert server().get("/")["Location"] == "/accounts/login/?next=/"
+    assert server().get("/account/password-change/")["Location"].startswith("/accounts/login/")
