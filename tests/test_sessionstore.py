@@ -6,20 +6,32 @@ from unittest import mock
 
 import pytest
 from django.apps import apps
-from django.contrib.auth import SESSION_KEY
-from django.db import OperationalError
+from django.contrib.auth import SESSION_KEY, get_user_model
+from django.contrib.sessions.backends import db, file
+from django.contrib.sessions.backends.base import SessionBase
+from django.contrib.sessions.base_session import AbstractBaseSession
+from django.db import OperationalError, models
+from django.test.utils import isolate_apps
 from django.utils import timezone
 
-from pwexpire.sessionstore import rows
-from pwexpire.sessionstore.base import Outcome, SessionAdapter, StoredSession
+from pwexpire.sessionstore import registry, rows
+from pwexpire.sessionstore.base import (
+    Outcome,
+    SessionAdapter,
+    StoredSession,
+    drop_in_memory,
+    peek,
+    set_in_memory,
+)
 from pwexpire.sessionstore.registry import get_adapter
-from pwexpire.sessionstore.rows import RowAdapter
+from pwexpire.sessionstore.rows import CachedRowAdapter, RowAdapter
 
 pytestmark = pytest.mark.django_db(transaction=True)
 BACKENDS = "django.contrib.sessions.backends."
 ROWS = [BACKENDS + "db", BACKENDS + "cached_db", "tests.testapp.sessions_sub"]
 COLUMNS = ["tests.testapp.sessions_db", "qsessions.backends.db", "qsessions.backends.cached_db"]
 COLUMNS += ["user_sessions.backends.db"]
+LOCMEM = "django.core.cache.backends.locmem.LocMemCache."
 
 
 def use(settings, name):
@@ -138,6 +150,78 @@ def test_a_database_fault_is_counted(settings, alice, caplog):
     with mock.patch.object(RowAdapter, "_write", side_effect=OperationalError("locked")):
         assert adapter.flag({store.session_key: (str(alice.pk), 7)})[Outcome.FAILED] == 1
     assert store.session_key not in caplog.text and "locked" in caplog.text
+    with mock.patch.object(RowAdapter, "_delete", side_effect=OperationalError("locked")):
+        assert adapter.end({store.session_key: str(alice.pk)}) == {Outcome.FAILED: 1}
+    assert store.session_key not in caplog.text and type(store)().exists(store.session_key)
+
+
+@pytest.mark.parametrize("forbidden", [AssertionError, RuntimeError])
+def test_a_forbidden_query_is_no_outage(settings, alice, forbidden):
+    adapter = use(settings, ROWS[0])
+    key, owner = make(alice.pk).session_key, str(alice.pk)
+    with mock.patch.object(RowAdapter, "_rows", side_effect=forbidden("no queries here")):
+        with pytest.raises(forbidden):
+            adapter.flag({key: (owner, 7)})
+        with pytest.raises(forbidden):
+            adapter.end({key: owner})
+    adapter = use(settings, BACKENDS + "cached_db")
+    with mock.patch(LOCMEM + "delete_many", side_effect=forbidden("no queries here")):
+        with pytest.raises(forbidden):
+            adapter.end({key: owner})
+    adapter = use(settings, BACKENDS + "cache")
+    with mock.patch.object(adapter.store_class, "exists", side_effect=forbidden("no")):
+        with pytest.raises(forbidden):
+            adapter.end({key: owner})
+
+
+@pytest.mark.parametrize("name", ROWS + COLUMNS)
+@pytest.mark.parametrize("expiry", [None, 0, 3600, timezone.timedelta(hours=2)])
+def test_no_lifetime_is_touched(settings, alice, name, expiry):
+    adapter = use(settings, name)
+    store = make(alice.pk)
+    store.set_expiry(expiry)
+    store.save()
+    rows_of = adapter.model._base_manager.exclude(session_data="").order_by("pk")
+    columns = [f.attname for f in adapter.model._meta.fields if f.name != "session_data"]
+    before, data = list(rows_of.values_list(*columns)), reload(store)
+    wanted = {store.session_key: (str(alice.pk), 7)}
+    assert +adapter.flag(wanted) == {Outcome.FLAGGED: 1}
+    flags = {"password_expired": True, "_password_expired_demand": 7}
+    assert reload(store) == {**data, **flags}
+    assert list(rows_of.values_list(*columns)) == before
+    assert +adapter.clear(wanted) == {Outcome.CLEARED: 1}
+    assert reload(store) == data and list(rows_of.values_list(*columns)) == before
+
+
+def test_an_unnumbered_flag_has_no_companion(settings, alice):
+    adapter = use(settings, ROWS[0])
+    store = make(alice.pk, password_expired=False, _password_expired_demand=3)
+    wanted = {store.session_key: (str(alice.pk), None)}
+    assert +adapter.flag(wanted) == {Outcome.FLAGGED: 1}
+    assert reload(store)["password_expired"] is True
+    assert "_password_expired_demand" not in reload(store)
+    assert +adapter.flag({store.session_key: (str(alice.pk), 7)}) == {Outcome.ALREADY: 1}
+    assert +adapter.clear({store.session_key: (str(alice.pk), 7)}) == {Outcome.CONFLICT: 1}
+    assert +adapter.clear(wanted) == {Outcome.CLEARED: 1}
+
+
+def test_only_sessions_are_counted_as_ended(settings, alice):
+    adapter = use(settings, ROWS[0])
+    store = make(alice.pk)
+    label = adapter.model._meta.label
+    cascade = (3, {label: 1, "shop.CartLine": 2})
+    with mock.patch("django.db.models.query.QuerySet.delete", return_value=cascade):
+        assert adapter.end({store.session_key: str(alice.pk)}) == {Outcome.ENDED: 1}
+
+
+def test_more_sessions_than_a_chunk(settings, alice, bob):
+    adapter = use(settings, ROWS[0])
+    keys = sorted(make(alice.pk).session_key for _ in range(7))
+    with mock.patch.object(rows, "CHUNK", 3):
+        assert +adapter.flag({key: (str(alice.pk), 7) for key in keys}) == {Outcome.FLAGGED: 7}
+        assert [row.key for row in adapter.sessions(chunk=2)] == keys
+        assert [row.key for row in adapter.sessions(after=keys[4], chunk=1)] == keys[5:]
+        assert adapter.end(dict.fromkeys(keys, str(alice.pk))) == {Outcome.ENDED: 7}
 
 
 def test_expired_sessions_are_not_live(settings, alice):
@@ -152,8 +236,36 @@ def test_cached_rows_are_dropped_from_the_cache(settings, alice):
     adapter = use(settings, BACKENDS + "cached_db")
     store = make(alice.pk)
     assert store.cache_key in store._cache
-    adapter.flag({store.session_key: (str(alice.pk), 7)})
+    key, owner = store.session_key, str(alice.pk)
+    adapter.flag({key: (owner, 7)})
     assert store.cache_key not in store._cache
+    assert reload(store)["password_expired"] and store.cache_key in store._cache
+    adapter.clear({key: (owner, 7)})
+    assert store.cache_key not in store._cache
+    assert "password_expired" not in reload(store) and store.cache_key in store._cache
+    adapter.end({key: owner})
+    assert store.cache_key not in store._cache and reload(store) == {}
+
+
+def test_a_cache_that_is_down(settings, alice, caplog):
+    adapter = use(settings, BACKENDS + "cached_db")
+    store = make(alice.pk)
+    key, owner = store.session_key, str(alice.pk)
+    with mock.patch(LOCMEM + "delete_many", side_effect=ConnectionError(store.cache_key)):
+        assert +adapter.flag({key: (owner, 7)}) == {Outcome.FLAGGED: 1}
+        # The copy would be served on, so nothing has ended yet.
+        assert adapter.end({key: owner}) == {Outcome.FAILED: 1}
+    assert key not in caplog.text and "ConnectionError" in caplog.text
+    assert store.cache_key in store._cache
+    assert adapter.end({key: owner}) == {Outcome.GONE: 1}
+    assert store.cache_key not in store._cache
+
+
+def test_rows_with_a_cache_are_known_by_their_prefix():
+    class Store(db.SessionStore):
+        cache_key_prefix = "x."
+
+    assert type(registry._adapter(Store)) is CachedRowAdapter
 
 
 @pytest.mark.parametrize("name", ["cache", "file"])
@@ -165,9 +277,9 @@ def test_engines_without_rows(engine, alice, settings, name):
     assert adapter.clear({store.session_key: (owner, 7)}) == {Outcome.UNSUPPORTED: 1}
     assert adapter.alive([store.session_key, "a" * 32]) == {store.session_key}
     assert adapter.end({store.session_key: "other", "a" * 32: owner}) == {Outcome.GONE: 2}
+    with mock.patch.object(adapter.store_class, "delete", side_effect=OSError("disk")):
+        assert adapter.end({store.session_key: owner}) == {Outcome.FAILED: 1}
     assert adapter.end({store.session_key: owner}) == {Outcome.ENDED: 1}
-    with mock.patch.object(adapter.store_class, "exists", side_effect=OSError("disk")):
-        assert adapter.end({"b" * 32: owner}) == {Outcome.FAILED: 1}
 
 
 def test_files_are_listed_without_being_touched(settings, tmp_path, alice, monkeypatch):
@@ -195,6 +307,96 @@ def test_files_are_listed_without_being_touched(settings, tmp_path, alice, monke
     assert after == before
     settings.USE_TZ = False
     assert len(list(adapter.sessions(live_only=False))) == 4
+
+
+@pytest.fixture
+def files(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(file.SessionStore, "_storage_path", str(tmp_path), raising=False)
+    return use(settings, BACKENDS + "file")
+
+
+@pytest.mark.parametrize("expiry", [0, 120])
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_files_that_django_still_serves_are_live(files, settings, expiry, use_tz):
+    settings.USE_TZ = use_tz
+    store = make(1)
+    store.set_expiry(expiry)
+    store.save()
+    if expiry:  # load() does not look at the age of a file with a number of seconds
+        os.utime(store._key_to_file(), (1e9, 1e9))
+    assert reload(store)
+    assert [row.key for row in files.sessions()] == [store.session_key]
+    assert files.alive([store.session_key, "dead"]) == {store.session_key}
+
+
+@pytest.mark.parametrize("spoil", [-5, "soon", 10**15, "forged", "unreadable"])
+def test_a_spoiled_file_becomes_no_other_session(files, tmp_path, spoil):
+    store = make(1, _session_expiry=spoil)
+    key, path = store.session_key, tmp_path / f"sessionid{store.session_key}"
+    if spoil == "forged":
+        path.write_text("forged:data")
+    if spoil == "unreadable":
+        path.write_bytes(b"\xff")
+    # Whose end cannot be reckoned is listed rather than missed.
+    live = set() if spoil in (-5, "unreadable") else {key}
+    assert files.alive([key]) == live
+    assert {row.key for row in files.sessions()} == live
+    assert os.listdir(tmp_path) == [path.name]
+    outcomes = {"forged": Outcome.GONE, "unreadable": Outcome.FAILED}
+    assert files.end({key: "1"}) == {outcomes.get(spoil, Outcome.ENDED): 1}
+    assert os.listdir(tmp_path) == ([path.name] if spoil in outcomes else [])
+
+
+def test_a_fault_of_an_engine_shows_no_key(settings, caplog):
+    adapter = use(settings, BACKENDS + "cache")
+    key = "k" * 32
+    with mock.patch.object(adapter.store_class, "exists", side_effect=OSError(f"{key} too long")):
+        assert adapter.end({key: "1"}) == {Outcome.FAILED: 1}
+    assert key not in caplog.text and "OSError" in caplog.text
+
+
+def test_the_user_column():
+    def column(**fields):
+        meta = type("Meta", (), {"app_label": "testapp"})
+        body = {"__module__": __name__, "Meta": meta, **fields}
+        with isolate_apps("tests.testapp"):
+            return rows._find_user_column(type("Row", (AbstractBaseSession,), body))
+
+    def key(**options):
+        user_model = get_user_model()
+        return models.ForeignKey(user_model, models.CASCADE, related_name="+", **options)
+
+    assert column() is None
+    assert column(owner=key()) == "owner_id"
+    assert column(impersonator=key(), user=key()) == "user_id"
+    assert column(owner=key(to_field="username")) is None
+    assert column(user=models.CharField(max_length=99, db_index=True)) is None
+    assert column(user_id=models.IntegerField()) is None
+    assert column(user_id=models.CharField(max_length=99, unique=True)) == "user_id"
+    assert column(account_id=models.IntegerField(null=True, db_index=True)) == "account_id"
+    assert column(account_id=models.DateField(db_index=True)) is None
+
+
+def test_in_memory_only():
+    session = db.SessionStore("k" * 32)
+    assert peek(session) == {} and not hasattr(session, "_session_cache")
+    session._session_cache = {"cart": 1}
+    set_in_memory(session, "password_expired", True)
+    assert peek(session) == {"cart": 1, "password_expired": True}
+    drop_in_memory(session, "password_expired")
+    drop_in_memory(session, "password_expired")
+    assert peek(session) == {"cart": 1}
+    assert not session.accessed and not session.modified
+
+
+def test_a_model_beside_a_store_of_its_own(monkeypatch):
+    from django.contrib.sessions.models import Session
+
+    from pwexpire.management import probe
+
+    assert registry._find_model(SessionBase) is None
+    monkeypatch.setattr(probe, "Session", Session, raising=False)
+    assert registry._find_model(probe.SessionStore) is Session
 
 
 def test_cookies_can_do_nothing(settings):

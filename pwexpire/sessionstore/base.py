@@ -72,6 +72,11 @@ def shorten(key: str) -> str:
     return f"{key[:6]}…"
 
 
+def is_forbidden_query(error: Exception) -> bool:
+    """Raised by a test suite, not by an outage: by Django's own, or by pytest-django."""
+    return isinstance(error, AssertionError) or type(error) is RuntimeError
+
+
 class SessionAdapter:
     """An engine with keys on the server and no more: sessions can be ended one by one."""
 
@@ -110,7 +115,11 @@ class SessionAdapter:
             try:
                 outcomes[self._end_one(key, user_id)] += 1
             except Exception as error:  # whatever the engine's backend raises
-                logger.error("Session %s could not be ended: %s", shorten(key), error)
+                if is_forbidden_query(error):
+                    raise
+                # Its text may hold the key: a file's name, a cache's "key too long".
+                name = type(error).__name__
+                logger.error("Session %s could not be ended: %s", shorten(key), name)
                 outcomes[Outcome.FAILED] += 1
         return outcomes
 

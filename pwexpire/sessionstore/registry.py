@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.sessions.backends import cache as cache_engine
-from django.contrib.sessions.backends import cached_db, db, file, signed_cookies
+from django.contrib.sessions.backends import db, file, signed_cookies
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.base_session import AbstractBaseSession
 
@@ -25,7 +25,7 @@ def get_adapter() -> SessionAdapter:
 def _adapter(store_class: type[SessionBase]) -> SessionAdapter:
     model = _find_model(store_class)
     if model is not None:
-        cached = issubclass(store_class, cached_db.SessionStore)
+        cached = hasattr(store_class, "cache_key_prefix")
         return (CachedRowAdapter if cached else RowAdapter)(store_class, model)
     if issubclass(store_class, signed_cookies.SessionStore):
         return CookieAdapter(store_class)

@@ -10,7 +10,7 @@ from typing import Any
 from django.contrib.auth import SESSION_KEY, get_user_model
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import FieldDoesNotExist
-from django.db import Error, connections, router, transaction
+from django.db import Error, connections, models, router, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
@@ -20,13 +20,14 @@ from pwexpire.sessionstore.base import (
     SessionAdapter,
     StoredSession,
     Wanted,
+    is_forbidden_query,
     logger,
     shorten,
 )
 
 CHUNK = 500
 TRIES = 3
-USER_COLUMNS = ("user", "user_id", "account_id")
+PLAIN_USER_COLUMNS = ("user_id", "account_id")
 
 # What becomes of the decoded data: an outcome instead of a write, or None for "write it".
 Edit = Callable[[dict[str, Any], int | None], Outcome | None]
@@ -38,6 +39,7 @@ def _set_flag(data: dict[str, Any], demand: int | None) -> Outcome | None:
         if known is None or demand is None or known >= demand:
             return Outcome.ALREADY
     data[SESSION_FLAG] = True
+    data.pop(SESSION_DEMAND, None)
     if demand is not None:
         data[SESSION_DEMAND] = demand
     return None
@@ -106,21 +108,35 @@ class RowAdapter(SessionAdapter):
 
     def end(self, wanted: Mapping[str, str]) -> Counter[Outcome]:
         outcomes: Counter[Outcome] = Counter()
-        store = self.store_class()
         for chunk in _chunks(wanted):
-            rows = self._rows(live_only=False).filter(pk__in=chunk)
-            mine = [
-                key
-                for key, data in rows.values_list("pk", "session_data")
-                if store.decode(data).get(SESSION_KEY) == wanted[key]
-            ]
-            ended, _ = rows.filter(pk__in=mine).delete()
-            self.forget(mine)
-            outcomes.update({Outcome.ENDED: ended, Outcome.GONE: len(chunk) - ended})
+            try:
+                ended = self._delete({key: wanted[key] for key in chunk})
+            except Error as error:
+                logger.error("Sessions from %s on were not ended: %s", shorten(chunk[0]), error)
+                outcomes[Outcome.FAILED] += len(chunk)
+                continue
+            # All of the chunk: a copy may have outlived its row in an earlier run.
+            if self.forget(chunk):
+                outcomes.update({Outcome.ENDED: ended, Outcome.GONE: len(chunk) - ended})
+            else:
+                outcomes[Outcome.FAILED] += len(chunk)
         return +outcomes
 
-    def forget(self, keys: Collection[str]) -> None:
-        """Rows were written; for engines that keep a copy of them elsewhere."""
+    def _delete(self, wanted: Mapping[str, str]) -> int:
+        store = self.store_class()
+        rows = self._rows(live_only=False).filter(pk__in=list(wanted))
+        mine = [
+            key
+            for key, data in rows.values_list("pk", "session_data")
+            if store.decode(data).get(SESSION_KEY) == wanted[key]
+        ]
+        # The total would count what the site lets cascade from its sessions.
+        _, deleted = rows.filter(pk__in=mine).delete()
+        return deleted.get(self.model._meta.label, 0)
+
+    def forget(self, keys: Collection[str]) -> bool:
+        """Rows were written; for engines that keep a copy of them. False: a copy is left."""
+        return True
 
     def _edit(self, wanted: Wanted, edit: Edit, done: Outcome) -> Counter[Outcome]:
         outcomes: Counter[Outcome] = Counter()
@@ -143,7 +159,8 @@ class RowAdapter(SessionAdapter):
                 return outcomes
             missed = self._write(swaps)
             written = swaps.keys() - missed
-            self.forget(written)
+            if written:
+                self.forget(written)
             outcomes[done] += len(written)
             left = {key: wanted[key] for key in missed}
             if not left:
@@ -155,7 +172,8 @@ class RowAdapter(SessionAdapter):
         self, wanted: Wanted, edit: Edit, outcomes: Counter[Outcome]
     ) -> Iterator[tuple[str, str, str]]:
         store = self.store_class()
-        rows = dict(self._rows().filter(pk__in=list(wanted)).values_list("pk", "session_data"))
+        live = self._rows().filter(pk__in=list(wanted)).order_by("pk")  # lock in one order
+        rows = dict(live.values_list("pk", "session_data"))
         outcomes[Outcome.GONE] += len(wanted) - len(rows)
         for key, old in rows.items():
             user_id, demand = wanted[key]
@@ -181,10 +199,16 @@ class RowAdapter(SessionAdapter):
 class CachedRowAdapter(RowAdapter):
     """Rows with a copy in the cache, which is dropped after each write."""
 
-    def forget(self, keys: Collection[str]) -> None:
+    def forget(self, keys: Collection[str]) -> bool:
         store: Any = self.store_class()
-        if keys:
+        try:
             store._cache.delete_many([store.cache_key_prefix + key for key in keys])
+        except Exception as error:  # whatever the cache's client raises
+            if is_forbidden_query(error):
+                raise
+            logger.error("Cached sessions were not dropped: %s", type(error).__name__)
+            return False
+        return True
 
 
 def _chunks(keys: Collection[str]) -> Iterator[list[str]]:
@@ -195,11 +219,18 @@ def _chunks(keys: Collection[str]) -> Iterator[list[str]]:
 
 def _find_user_column(model: Any) -> str | None:
     """A foreign key to the user model, or the column of the recipe in Django's documentation."""
-    for name in USER_COLUMNS:
+    user_model = get_user_model()
+    # Another relation may name the one who impersonates, so "user" goes first.
+    for field in sorted(model._meta.concrete_fields, key=lambda field: field.name != "user"):
+        if field.is_relation and field.related_model is user_model:
+            if field.target_field.primary_key:
+                return str(field.attname)
+    plain = (models.IntegerField, models.CharField)
+    for name in PLAIN_USER_COLUMNS:
         try:
-            field = model._meta.get_field(name)
+            column = model._meta.get_field(name)
         except FieldDoesNotExist:
             continue
-        if not field.is_relation or field.related_model is get_user_model():
-            return str(field.attname)
+        if issubclass(type(column), plain) and (column.db_index or column.unique):
+            return str(column.attname)
     return None

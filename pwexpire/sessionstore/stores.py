@@ -41,8 +41,20 @@ class FileAdapter(SessionAdapter):
         )
         for key in names:
             if key > after and (row := self._read(key)) is not None:
-                if not live_only or row.expires is None or row.expires > timezone.now():
+                if not live_only or _is_live(row):
                     yield row
+
+    def alive(self, keys: Collection[str]) -> set[str]:
+        return {key for key in keys if (row := self._read(key)) is not None and _is_live(row)}
+
+    def _end_one(self, key: str, user_id: str) -> Outcome:
+        row = self._read(key)
+        if row is None:
+            return Outcome.FAILED if self.store_class().exists(key) else Outcome.GONE
+        if row.user_id != user_id:
+            return Outcome.GONE
+        self.store_class().delete(key)
+        return Outcome.ENDED
 
     def _read(self, key: str) -> StoredSession | None:
         """Not through ``load()``, which deletes and creates."""
@@ -50,17 +62,22 @@ class FileAdapter(SessionAdapter):
         try:
             with open(store._key_to_file(), encoding="ascii") as stream:
                 data = store.decode(stream.read())
-            modified = store._last_modification()
-        except (OSError, ValueError, SuspiciousOperation):
+            return StoredSession.of(key, data, _find_expiry(store, data))
+        except (OSError, SuspiciousOperation, TypeError, ValueError):
             return None
-        expiry = data.get("_session_expiry", store.get_session_cookie_age())
-        if isinstance(expiry, str):
-            return StoredSession.of(key, data, datetime.fromisoformat(expiry))
-        return StoredSession.of(key, data, _aware(modified) + timedelta(seconds=expiry))
 
 
-def _aware(value: datetime) -> datetime:
-    return timezone.make_aware(value) if timezone.is_naive(value) else value
+def _find_expiry(store: Any, data: dict[str, Any]) -> datetime | None:
+    """As ``load()`` reckons, for what it still serves is live; ``None`` if it would raise."""
+    try:
+        age = store.get_expiry_age(expiry=store._expiry_date(data))
+        return timezone.now() + timedelta(seconds=age)
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
+def _is_live(row: StoredSession) -> bool:
+    return row.expires is None or row.expires > timezone.now()
 
 
 class CookieAdapter(SessionAdapter):
