@@ -68,10 +68,16 @@ class FileAdapter(SessionAdapter):
 
 
 def _find_expiry(store: Any, data: dict[str, Any]) -> datetime | None:
-    """As ``load()`` reckons, for what it still serves is live; ``None`` if it would raise."""
+    """As ``load()`` reckons; ``None``: it serves this for ever, or raises."""
     try:
-        age = store.get_expiry_age(expiry=store._expiry_date(data))
-        return timezone.now() + timedelta(seconds=age)
+        expiry = store._expiry_date(data)
+        if isinstance(expiry, str):
+            expiry = datetime.fromisoformat(expiry)
+        age = store.get_expiry_age(expiry=expiry)
+        if isinstance(expiry, datetime):
+            return expiry
+        # A number of seconds counts from each look, so only what is not positive ends.
+        return None if age > 0 else store._last_modification() + timedelta(seconds=age)
     except (OverflowError, TypeError, ValueError):
         return None
 
