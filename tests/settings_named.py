@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tests.settings import *  # noqa: F403
-from tests.settings import INSTALLED_APPS
+from tests.settings import INSTALLED_APPS, SQLITE
 
+DATABASES = {"default": SQLITE}
 AUTH_USER_MODEL = "testapp.NamedUser"
 INSTALLED_APPS = [
     name

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from tests.settings import *  # noqa: F403
-from tests.settings import DATABASES
+from tests.settings import SQLITE
 
-DATABASES["default"]["NAME"] = os.environ["PWEXPIRE_TEST_FILE"]
+DATABASES = {"default": {**SQLITE, "NAME": os.environ["PWEXPIRE_TEST_FILE"]}}
 SESSION_ENGINE = os.environ["PWEXPIRE_TEST_ENGINE"]
 SESSION_FILE_PATH = os.environ["PWEXPIRE_TEST_SESSIONS"]
 PWEXPIRE_POLL_SECONDS = 1
