@@ -5,18 +5,23 @@ import json
 import os
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
+from django.test import Client
 from django.utils import timezone
 
 from pwexpire import services
+from pwexpire.management import probe, selectors
 from pwexpire.models import BatchState, ExpiryBatch, PasswordRecord, SessionEntry
+from pwexpire.policy import Policy
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -44,6 +49,42 @@ def test_users_from_a_file_and_from_standard_input(alice, bob, tmp_path, monkeyp
     assert ask("preview", "--users-from", str(path))["users"] == 2
     monkeypatch.setattr("sys.stdin", io.StringIO("alice\n"))
     assert ask("expire", "--users-from", "-")["users_expired"] == 1
+
+
+def test_standard_input_with_a_byte_order_mark(alice, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffalice\n"))
+    assert ask("preview", "--users-from", "-")["users"] == 1
+
+
+def test_names_of_both_kinds_are_combined(alice, bob, eve, tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("alice\nbob\n")
+    args = ["--user", "bob", "--user", "eve", "--users-from", str(path)]
+    assert ask("expire", *args)["users_expired"] == 1
+    assert services.password_status(bob).must_change
+    assert not services.password_status(eve).must_change
+
+
+def test_many_names_cost_few_queries(users, tmp_path, count_queries):
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(user.username for user in users(60)))
+    with count_queries() as captured:
+        assert ask("preview", "--users-from", str(path))["users"] == 60
+    assert len(captured) < 15
+
+
+def test_an_email_with_letters_that_only_the_database_compares(users):
+    (user,) = users(1)
+    user.email = "Élodie@example.com"
+    user.save()
+    assert ask("preview", "--user", "Élodie@EXAMPLE.com")["users"] == 1
+
+
+def test_a_name_that_the_column_cannot_hold(alice, settings, monkeypatch):
+    monkeypatch.setattr(get_user_model(), "USERNAME_FIELD", "id")
+    assert ask("preview", "--user", str(alice.pk))["users"] == 1
+    with pytest.raises(CommandError, match="Unknown users, nothing was done: alice"):
+        run("preview", "--user", "alice")
 
 
 def test_unknown_users_are_all_told_and_nothing_is_done(alice, tmp_path):
@@ -86,6 +127,11 @@ def test_changed_before(alice, moment, settings):
     assert ask("preview", "--changed-before", moment)["users"] == 1
 
 
+def test_a_moment_without_time_zones(settings):
+    settings.USE_TZ = False
+    assert timezone.is_naive(selectors.parse_moment("2026-01-31"))
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -95,6 +141,7 @@ def test_changed_before(alice, moment, settings):
         (["expire", "--changed-before", "soon"], "no age or date"),
         (["expire", "--changed-before", "2026-13-45"], "no age or date"),
         (["expire", "--changed-before", "2026-13-45T10:00:00"], "no age or date"),
+        (["expire", "--changed-before", "999999d"], "no age or date"),
         (["expire", "--users-from", "/no/such/file"], "cannot be read"),
         (["expire", "--users-from", os.devnull], "names nobody"),
         (["expire", "--user", "alice", "--reason", "whim"], "Unknown reason"),
@@ -102,6 +149,8 @@ def test_changed_before(alice, moment, settings):
         (["cancel", "--batch", "99"], "no batch 99"),
         (["cancel", "--everyone", "--exclude", "alice"], "takes no --exclude"),
         (["resume", "99"], "no batch 99"),
+        (["resume", "--user", "alice"], "Give the ID of the batch"),
+        (["sessions", "--limit", "-1"], "0 or more"),
         (["prune", "--chunk", "0"], "1 or more"),
     ],
 )
@@ -112,8 +161,6 @@ def test_refusals_are_one_sentence(alice, args, words):
 
 
 def test_a_user_model_without_the_field(alice, monkeypatch):
-    from pwexpire.management import selectors
-
     monkeypatch.setattr(selectors, "_has", lambda name: False)
     with pytest.raises(CommandError, match="has no field is_staff"):
         run("expire", "--staff")
@@ -133,6 +180,20 @@ def test_cancel_by_user_and_by_batch(alice):
     last = ExpiryBatch.objects.latest("pk")
     assert ask("cancel", "--batch", str(last.pk))["users_cancelled"] == 1
     assert batch.pk != last.pk
+
+
+def test_a_batch_is_not_cancelled_for_some_of_its_users(alice, bob):
+    batch = services.expire_passwords([alice, bob])
+    with pytest.raises(CommandError, match="goes with no selector"):
+        run("cancel", "--batch", str(batch.pk), "--user", "alice")
+    assert services.password_status(bob).must_change
+
+
+def test_cancelled_users_are_counted_once(alice, bob):
+    services.expire_passwords(alice)
+    services.expire_everyone(exclude=bob)
+    assert ask("cancel", "--everyone")["users_cancelled"] == 1
+    assert not services.password_status(alice).must_change
 
 
 def test_a_dry_run_writes_nothing(alice, client):
@@ -159,8 +220,12 @@ def test_status(alice, bob):
     (row,) = ask("status", "--user", "alice")
     assert row["must_change"] and row["reason"] == "incident"
     assert "must_change: False" in run("status", "--user", "bob")
+    assert "T" in row["since"] and datetime.fromisoformat(row["since"]).tzinfo
     totals = ask("status")
     assert totals["open_demands"] == 1 and totals["enforced"] is True
+    assert "flag" in totals["session_engine_can"]
+    services.cancel_expiry(ExpiryBatch.objects.get())
+    assert ask("status")["open_demands"] == 0
 
 
 def test_sessions_on_every_engine(engine, alice, bob, client):
@@ -177,6 +242,23 @@ def test_sessions_on_every_engine(engine, alice, bob, client):
     assert len(ask("sessions", "--user", "alice", "--limit", "1")) == 1
     assert ask("sessions", "--user", "bob") == []
     assert key[:6] in run("sessions")
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"), [("signed_cookies", "nothing on the server"), ("cache", "it is off")]
+)
+def test_sessions_that_cannot_be_listed(alice, settings, backend, words):
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{backend}"
+    settings.PWEXPIRE_SESSION_INDEX = False
+    err = io.StringIO()
+    call_command("pwexpire", "sessions", stdout=io.StringIO(), stderr=err)
+    assert words in err.getvalue()
+
+
+def test_many_sessions_are_one_document(alice, users, client):
+    for user in [alice, *users(2)]:
+        Client().force_login(user)
+    assert len(ask("sessions")) == 3 and len(ask("sessions", "--limit", "0")) == 0
 
 
 def test_check_proves_it_and_creates_nothing(alice):
@@ -197,17 +279,80 @@ def test_check_fails_where_nothing_is_held(settings, way):
         settings.PWEXPIRE_ENFORCE = False
     else:
         settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "pwexpire" not in name]
-    with pytest.raises(CommandError, match="GET /, POST /"):
+    words = {"enforce": "PWEXPIRE_ENFORCE is False", "middleware": "in MIDDLEWARE"}[way]
+    with pytest.raises(CommandError, match=rf"GET /, POST /.*{words}"):
         run("check")
+
+
+def test_check_takes_back_what_a_view_writes(settings, alice, monkeypatch):
+    from tests import urls
+
+    def write(request):
+        alice.groups.create(name="written")
+        return urls.HttpResponse()
+
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "pwexpire" not in name]
+    monkeypatch.setattr(urls.urlpatterns[0], "callback", write)
+    with pytest.raises(CommandError, match="not held"):
+        run("check")
+    assert not Group.objects.exists()
+
+
+def test_check_tells_of_a_way_out_that_is_shut(monkeypatch):
+    monkeypatch.setattr(probe, "EXEMPT", ("plain",))
+    with pytest.raises(CommandError, match=r"GET /plain/ held, but it has to stay reachable"):
+        run("check")
+
+
+def test_check_without_a_change_page(settings):
+    settings.PWEXPIRE_CHANGE_URL = "nowhere"
+    with pytest.raises(CommandError, match="'nowhere' leads to no page"):
+        run("check")
+
+
+def test_the_probe_of_a_user_whose_key_is_that_of_another_row():
+    assert probe._unused_key(PasswordRecord._meta.pk) == 0
+
+
+@pytest.mark.parametrize(
+    "error", [OperationalError("no such table: x\nLINE 1"), ImproperlyConfigured("no such table")]
+)
+def test_faults_are_one_sentence(alice, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr("pwexpire.management.commands.pwexpire.read_state", fail)
+    with pytest.raises(CommandError, match="no such table") as caught:
+        run("status")
+    assert "\n" not in str(caught.value)
 
 
 def test_check_explains_a_user(alice, bob, eve):
     services.expire_passwords(alice)
     bob.set_unusable_password()
     bob.save()
-    assert "held: admin" in run("check", "--user", "alice")
+    text = run("check", "--user", "alice")
+    assert "alice is held since" in text and f"batch {ExpiryBatch.objects.get().pk}." in text
     assert "no usable password" in run("check", "--user", "bob")
-    assert "nothing is demanded" in run("check", "--user", "eve")
+    ExpiryBatch.objects.create(created_at=timezone.now())  # staging: it has no number
+    answer = ask("check", "--user", "eve")
+    assert answer["sentences"][0] == "eve is free: nothing is demanded."
+    assert answer["batch"] is None and answer["must_change"] is False
+
+
+def test_check_explains_age_exclusion_and_what_else_stands_in_the_way(eve, settings):
+    batch = services.expire_everyone(exclude=eve)
+    settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=9))
+    settings.PWEXPIRE_ENFORCE = False
+    get_user_model().objects.update(is_active=False)
+    PasswordRecord.objects.update(changed_at=timezone.now() - timedelta(days=10))
+    text = run("check", "--user", "eve")
+    assert "age, by its age." in text and "By its age the password expires on" in text
+    assert "nobody is held" in text and "is not active" in text
+    assert f"of batch {batch.pk}." in text
+    PasswordRecord.objects.all().delete()
+    settings.PWEXPIRE_POLICY = None
+    assert "last change" not in run("check", "--user", "eve")
 
 
 def test_prune(alice, client):

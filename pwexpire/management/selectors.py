@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import sys
 from argparse import ArgumentParser
-from datetime import datetime, timedelta
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.core.exceptions import FieldDoesNotExist
 from django.core.management.base import CommandError
-from django.db.models import Q, QuerySet
+from django.db.models import F, Q, QuerySet
+from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
@@ -23,6 +26,7 @@ from pwexpire.services.status import read_state
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 SELECTORS = ("user", "users_from", "group", "staff", "changed_before")
+CHUNK = 500
 
 
 def add_selectors(parser: ArgumentParser) -> None:
@@ -36,6 +40,10 @@ def add_selectors(parser: ArgumentParser) -> None:
     add("--exclude", action="append", default=[], metavar="NAME", help="who stays out; repeatable")
 
 
+def names_somebody(options: dict[str, Any]) -> bool:
+    return any(options[name] for name in (*SELECTORS, "everyone", "exclude"))
+
+
 def select(options: dict[str, Any]) -> QuerySet[Any]:
     """The users that all given kinds of selectors mean. Raises ``CommandError``."""
     given = [name for name in SELECTORS if options.get(name)]
@@ -47,35 +55,47 @@ def select(options: dict[str, Any]) -> QuerySet[Any]:
             "or --everyone."
         )
     users = get_user_model()._base_manager.using(feed.using).all()
-    if options["user"]:
-        users = users.filter(pk__in=find_users(options["user"]))
-    if options["users_from"]:
-        users = users.filter(pk__in=find_users(read_names(options["users_from"])))
+    named = _named(options)
+    if named is not None:
+        users = users.filter(pk__in=named)
     if options["group"]:
         users = users.filter(groups__in=_groups(options["group"])).distinct()
     if options["staff"]:
         users = users.filter(**{_field("is_staff"): True})
     if options["changed_before"]:
         users = users.filter(_changed_before(parse_moment(options["changed_before"])))
-    return users
+    # A slice is read once by the services; a long list would be sent along with each chunk.
+    return users if named is None else users[: len(named)]
 
 
 def excluded(options: dict[str, Any]) -> QuerySet[Any] | None:
     if not options["exclude"]:
         return None
-    users = get_user_model()._base_manager.using(feed.using)
-    return users.filter(pk__in=find_users(options["exclude"]))
+    out = find_users(options["exclude"])
+    return get_user_model()._base_manager.using(feed.using).filter(pk__in=out)[: len(out)]
+
+
+def _named(options: dict[str, Any]) -> set[Any] | None:
+    """Primary keys that ``--user`` and ``--users-from`` agree on; ``None`` if neither is given."""
+    names = [options["user"]] if options["user"] else []
+    if options["users_from"]:
+        names.append(read_names(options["users_from"]))
+    return set.intersection(*(set(find_users(some)) for some in names)) if names else None
 
 
 def find_users(names: list[str]) -> list[Any]:
     """Primary keys of all ``names``; if any is unknown, all unknown ones are told, and no more."""
     model = get_user_model()
-    users = model._base_manager.using(feed.using)
+    email = model.get_email_field_name()
+    known = _look_up(F(model.USERNAME_FIELD), names)
+    left = [name.lower() for name in names if name not in known and "@" in name]
+    mails = _look_up(Lower(email), left) if left and _has(email) else {}
     found, unknown = [], []
     for name in names:
-        mine = list(users.filter(**{model.USERNAME_FIELD: name}).values_list("pk", flat=True))
-        if not mine and "@" in name and _has(email := model.get_email_field_name()):
-            mine = list(users.filter(**{f"{email}__iexact": name}).values_list("pk", flat=True))
+        mine = known.get(name) or _exactly(model.USERNAME_FIELD, name)
+        mine = mine or mails.get(name.lower(), [])
+        if not mine and "@" in name and not name.isascii() and _has(email):
+            mine = _exactly(f"{email}__iexact", name)
         if len(mine) == 1:
             found.append(mine[0])
         else:
@@ -83,6 +103,29 @@ def find_users(names: list[str]) -> list[Any]:
     if unknown:
         raise CommandError(f"Unknown users, nothing was done: {', '.join(unknown)}.")
     return found
+
+
+def _look_up(column: Any, values: Iterable[str]) -> dict[Any, list[Any]]:
+    """Value -> primary keys. What only the database takes for equal is not found here."""
+    users = get_user_model()._base_manager.using(feed.using).annotate(pwexpire_name=column)
+    wanted = sorted(set(values))
+    found: dict[Any, list[Any]] = {}
+    for at in range(0, len(wanted), CHUNK):
+        try:
+            rows = users.filter(pwexpire_name__in=wanted[at : at + CHUNK])
+            for value, pk in rows.values_list("pwexpire_name", "pk"):
+                found.setdefault(value, []).append(pk)
+        except ValueError:  # a name that the column cannot hold: they are asked for one by one
+            continue
+    return found
+
+
+def _exactly(lookup: str, name: str) -> list[Any]:
+    users = get_user_model()._base_manager.using(feed.using)
+    try:
+        return list(users.filter(**{lookup: name}).values_list("pk", flat=True))
+    except ValueError:
+        return []
 
 
 def find_user(name: str | None) -> Any:
@@ -96,7 +139,7 @@ def read_names(source: str) -> list[str]:
         text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{source} cannot be read: {error}.") from None
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines()]
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise CommandError(f"{source} names nobody.")
@@ -105,15 +148,16 @@ def read_names(source: str) -> list[str]:
 
 def parse_moment(text: str) -> datetime:
     """``90d``, ``12h``, ``30m`` ago, or a date."""
-    if match := re.fullmatch(r"(\d{1,6})([dhm])", text):
-        return timezone.now() - timedelta(**{UNITS[match[2]]: int(match[1])})
     try:
+        if match := re.fullmatch(r"(\d{1,6})([dhm])", text):
+            return timezone.now() - timedelta(**{UNITS[match[2]]: int(match[1])})
         moment = parse_datetime(text)  # takes a date alone as well
-    except ValueError:
-        moment = None
-    if moment is None:
-        raise CommandError(f"{text} is no age or date: write 90d, 12h or 2026-01-31.")
-    return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+        if moment is not None:
+            aware = timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+            return aware.astimezone(UTC) if settings.USE_TZ else timezone.make_naive(aware)
+    except (ValueError, OverflowError):
+        pass
+    raise CommandError(f"{text} is no age or date: write 90d, 12h or 2026-01-31.")
 
 
 def _changed_before(moment: datetime) -> Q:

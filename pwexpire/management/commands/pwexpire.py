@@ -10,15 +10,26 @@ from itertools import islice
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.core.serializers.json import DjangoJSONEncoder
+from django.db import Error as DatabaseFault
 
 from pwexpire.conf import conf
 from pwexpire.exceptions import PasswordExpiryError
 from pwexpire.feed import feed
+from pwexpire.management.listing import list_sessions, why_unlisted
 from pwexpire.management.probe import probe
-from pwexpire.management.selectors import add_selectors, excluded, find_user, find_users, select
-from pwexpire.models import BatchState, Demand, ExpiryBatch, Reason, SessionAction, SessionEntry
+from pwexpire.management.selectors import (
+    add_selectors,
+    excluded,
+    find_user,
+    find_users,
+    names_somebody,
+    select,
+)
+from pwexpire.management.verdict import explain
+from pwexpire.models import BatchState, ExpiryBatch, Reason, SessionAction, SessionEntry
+from pwexpire.responses import find_url
 from pwexpire.services.batches import (
     expire_everyone,
     expire_passwords,
@@ -26,9 +37,15 @@ from pwexpire.services.batches import (
     resume_expiry,
 )
 from pwexpire.services.cancellations import cancel_expiry
+from pwexpire.services.selection import Selection
 from pwexpire.services.sessions import Progress, prune_batches, prune_index
-from pwexpire.services.status import active_batches, password_status, read_state
-from pwexpire.sessionstore.base import StoredSession, shorten
+from pwexpire.services.status import (
+    active_batches,
+    active_demands,
+    open_demands,
+    password_status,
+    read_state,
+)
 from pwexpire.sessionstore.registry import get_adapter
 
 UNFINISHED = (BatchState.STAGING, BatchState.STAGED, BatchState.ACTIVE)
@@ -39,6 +56,7 @@ COUNTS = (
     "sessions_flagged",
     "sessions_ended",
 )
+CAPABILITIES = ("enumerate", "flag", "end", "user_lookup", "index")
 
 
 class Command(BaseCommand):
@@ -85,16 +103,29 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             answer = getattr(self, f"do_{options['verb']}")(options)
-        except PasswordExpiryError as error:
+            (self.tell_json if options["format"] == "json" else self.tell_text)(answer)
+        except (PasswordExpiryError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from None
-        self.tell(answer, options)
+        except DatabaseFault as error:
+            said = str(error).partition("\n")[0]
+            raise CommandError(f"The database refused, is it migrated? {said}") from error
 
-    def tell(self, answer: Any, options: dict[str, Any]) -> None:
-        if options["format"] == "json":
-            self.stdout.write(json.dumps(answer, cls=DjangoJSONEncoder, default=str))
+    def tell_json(self, answer: Any) -> None:
+        if not isinstance(answer, Iterator):
+            self.stdout.write(json.dumps(answer, default=_show))
             return
-        for row in answer if isinstance(answer, list) else [answer]:
-            self.stdout.write("  ".join(f"{name}: {_show(value)}" for name, value in row.items()))
+        before = "["
+        for row in answer:
+            self.stdout.write(f"{before}{json.dumps(row, default=_show)}", ending="")
+            before = ",\n"
+        self.stdout.write("[]" if before == "[" else "]")
+
+    def tell_text(self, answer: Any) -> None:
+        for row in [answer] if isinstance(answer, dict) else answer:
+            said = row.get("sentences") or [
+                "  ".join(f"{name}: {_show(value)}" for name, value in row.items())
+            ]
+            self.stdout.write("\n".join(said))
 
     def do_expire(self, options: dict[str, Any]) -> Any:
         users, out = select(options), excluded(options)
@@ -113,18 +144,25 @@ class Command(BaseCommand):
     def do_cancel(self, options: dict[str, Any]) -> Any:
         given = {"actor": find_user(options["actor"]), "note": options["note"]}
         if options["batch"] is not None:
+            if names_somebody(options):
+                raise CommandError("--batch lifts all of a batch: it goes with no selector.")
             return {"users_cancelled": cancel_expiry(_find_batch(options["batch"]), **given)}
         if options["exclude"]:
             raise CommandError("cancel takes no --exclude: name the users whose demand is lifted.")
         users = select(options)
-        lifted = 0
-        if options["everyone"]:
-            for batch in active_batches().filter(everyone=True):
-                lifted = max(lifted, cancel_expiry(batch, **given))
-        return {"users_cancelled": lifted + cancel_expiry(users, **given)}
+        if not options["everyone"]:
+            return {"users_cancelled": cancel_expiry(users, **given)}
+        chunks = Selection(users).chunks()
+        lifted = sum(len(open_demands([pk for pk, usable in rows if usable])) for rows in chunks)
+        for batch in active_batches().filter(everyone=True):
+            cancel_expiry(batch, **given)
+        cancel_expiry(users, **given)
+        return {"users_cancelled": lifted}
 
     def do_resume(self, options: dict[str, Any]) -> Any:
         if options["batch"] is None:
+            if names_somebody(options):
+                raise CommandError("Give the ID of the batch whose users these are.")
             rows = ExpiryBatch.objects.using(feed.using).filter(state__in=UNFINISHED)
             return [
                 _batch(batch if batch.state == BatchState.STAGING else resume_expiry(batch))
@@ -150,45 +188,43 @@ class Command(BaseCommand):
         return {
             "enforced": conf.enforce,
             "counter": state.counter,
-            "open_demands": Demand.objects.using(feed.using).count(),
+            "open_demands": active_demands(batch__holds=True).count(),
             "demands_on_everyone": active_batches().filter(everyone=True).count(),
             "unfinished_batches": batches.filter(state__in=UNFINISHED).count(),
             "indexed_sessions": SessionEntry.objects.using(feed.using).count(),
             "index_complete": state.index_complete,
             "session_engine": adapter.name,
+            "session_engine_can": [
+                can for can in CAPABILITIES if getattr(adapter, f"supports_{can}")
+            ],
         }
 
     def do_sessions(self, options: dict[str, Any]) -> Any:
-        wanted = None
-        if options["user"]:
-            user = find_user(options["user"])
-            wanted = user._meta.pk.value_to_string(user)
-        rows = (
-            {
-                "session": shorten(row.key),
-                "user": row.user_id,
-                "flagged": row.flagged,
-                "expires": row.expires,
-            }
-            for row in _stored()
-            if (wanted is None or row.user_id == wanted) and (row.flagged or not options["flagged"])
-        )
-        found = islice(rows, options["limit"])
-        if options["format"] == "json":
-            return list(found)
-        for row in found:
-            self.tell(row, options)
-        return []
+        if options["limit"] is not None and options["limit"] < 0:
+            raise CommandError("--limit must be 0 or more.")
+        if (said := why_unlisted()) is not None:
+            self.stderr.write(said)
+        user = find_user(options["user"])
+        return islice(list_sessions(user, flagged=options["flagged"]), options["limit"])
 
     def do_check(self, options: dict[str, Any]) -> Any:
         if options["user"]:
-            return _explain(find_user(options["user"]))
+            return explain(find_user(options["user"]))
+        find_url(conf.change_url)
         results = probe()
-        wrong = [name for name, held, wanted in results if held != wanted]
-        if wrong:
+        missed = [name for name, held, wanted in results if wanted and not held]
+        if missed and not conf.enforce:
+            raise CommandError(f"{', '.join(missed)} not held: PWEXPIRE_ENFORCE is False.")
+        if missed:
             raise CommandError(
-                f"Not as it should be: {', '.join(wrong)}. Is PasswordExpiryMiddleware in "
-                "MIDDLEWARE after AuthenticationMiddleware, and PWEXPIRE_ENFORCE not False?"
+                f"{', '.join(missed)} not held: is pwexpire.middleware.PasswordExpiryMiddleware "
+                "in MIDDLEWARE, after AuthenticationMiddleware?"
+            )
+        shut = [name for name, held, wanted in results if held and not wanted]
+        if shut:
+            raise CommandError(
+                f"{', '.join(shut)} held, but it has to stay reachable: name its view in "
+                "PWEXPIRE_EXEMPT_VIEWS."
             )
         return [{"request": name, "held": held} for name, held, _ in results]
 
@@ -239,26 +275,3 @@ def _find_batch(pk: int) -> ExpiryBatch:
     if batch is None:
         raise CommandError(f"There is no batch {pk}.")
     return batch
-
-
-def _stored() -> Iterator[StoredSession]:
-    """All that is known of stored sessions: by listing them, else by the index."""
-    adapter = get_adapter()
-    if adapter.supports_enumerate:
-        yield from adapter.sessions()
-        return
-    entries = SessionEntry.objects.using(feed.using).order_by("pk").iterator(chunk_size=1000)
-    while chunk := [entry.pk for entry in islice(entries, 1000)]:
-        for key in sorted(adapter.alive(chunk)):
-            yield StoredSession.of(key, dict(adapter.store_class(key).items()), None)
-
-
-def _explain(user: Any) -> dict[str, Any]:
-    status = password_status(user)
-    if not user.has_usable_password():
-        verdict = "free: there is no usable password"
-    elif not status.must_change:
-        verdict = "free: nothing is demanded"
-    else:
-        verdict = f"held: {status.reason}"
-    return {"user": user.get_username(), "verdict": verdict, **asdict(status)}

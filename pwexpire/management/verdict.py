@@ -1,0 +1,52 @@
+"""Whether a user is held, and why, in sentences."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pwexpire.conf import conf
+from pwexpire.feed import feed
+from pwexpire.models import Exclusion, ExpiryBatch
+from pwexpire.services.status import PasswordStatus, judge, password_status
+
+
+def explain(user: Any) -> dict[str, Any]:
+    status, name = password_status(user), user.get_username()
+    # No number is 0; None would find the batches that are not in force.
+    batch = ExpiryBatch.objects.using(feed.using).filter(number=judge(user).demand).first()
+    out = Exclusion.objects.using(feed.using).filter(user=user.pk, batch__cancelled_at=None)
+    excluded = list(out.order_by("batch").values_list("batch", flat=True))
+    sentences = [_verdict(user, status, batch)]
+    if not conf.enforce:
+        sentences.append("PWEXPIRE_ENFORCE is False: nobody is held.")
+    if not getattr(user, "is_active", True):
+        sentences.append(f"{name} is not active.")
+    if excluded:
+        sentences.append(f"Excluded from the demand on everyone of batch {_listed(excluded)}.")
+    if status.changed_at:
+        sentences.append(f"The last change was on {status.changed_at.isoformat()}.")
+    if status.expires_at:
+        sentences.append(f"By its age the password expires on {status.expires_at.isoformat()}.")
+    return {
+        "user": name,
+        "sentences": sentences,
+        "batch": batch.pk if batch else None,
+        "excluded_from": excluded,
+        **asdict(status),
+    }
+
+
+def _verdict(user: Any, status: PasswordStatus, batch: ExpiryBatch | None) -> str:
+    name = user.get_username()
+    if not user.has_usable_password():
+        return f"{name} is free: there is no usable password."
+    if not status.must_change:
+        return f"{name} is free: nothing is demanded."
+    source = f"by batch {batch.pk}" if batch else "by its age"
+    since = f" since {status.since.isoformat()}" if status.since else ""
+    return f"{name} is held{since}: {status.reason}, {source}."
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
