@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import models
+from django.db import OperationalError, models
 from django.utils import timezone
 
 from pwexpire import receivers, responses, services
@@ -160,3 +160,14 @@ def test_a_numbered_flag_in_a_session_that_logs_in_again(alice):
     session.update({"password_expired": True, "_password_expired_demand": 1})
     receivers.on_login(type(alice), request=SimpleNamespace(session=session), user=alice)
     assert "password_expired" not in session
+
+
+def test_what_could_not_be_ended_stays_in_the_index(alice, client):
+    from pwexpire.sessionstore.rows import RowAdapter
+
+    client.force_login(alice)
+    with mock.patch.object(RowAdapter, "_delete", side_effect=OperationalError("down")):
+        assert services.end_sessions(alice).ended == 0
+    assert SessionEntry.objects.count() == 1
+    assert services.end_sessions(alice).ended == 1
+    assert not SessionEntry.objects.exists()

@@ -141,7 +141,7 @@ def write_flags(owners: Mapping[str, Any], *, by_hand: bool) -> Counter[Outcome]
 def delete_sessions(owners: Mapping[str, Any]) -> Counter[Outcome]:
     adapter = get_adapter()
     outcomes = adapter.end({key: _as_stored(pk) for key, pk in owners.items()})
-    if uses_index(adapter):
+    if uses_index(adapter) and not outcomes[Outcome.FAILED]:  # else they are needed once more
         SessionEntry.objects.using(feed.using).filter(pk__in=list(owners)).delete()
     return outcomes
 
