@@ -1,255 +1,173 @@
-"""What pwexpire costs, as ratios within one run: ``python -m tests.bench [--quick]``.
+"""What pwexpire costs, as ratios within one run: ``python -m tests.bench [--quick] [--json FILE]``.
 
-Each figure is the median of interleaved pairs, so that noise of the machine meets both sides; the
-cost of a request is taken in processor time, in short blocks that alternate.
+Two sides are measured in turns, in alternating order, and the ratios of the pairs are summed up by
+their median and its 95 % interval: what else the machine does meets both sides.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import platform
-import statistics
+import subprocess
 import sys
 import tempfile
-import time
-import tracemalloc
-from collections.abc import Callable
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-WORK = tempfile.TemporaryDirectory()
-os.environ["PWEXPIRE_BENCH_FILE"] = str(Path(WORK.name) / "bench.sqlite3")
-os.environ["DJANGO_SETTINGS_MODULE"] = "tests.bench.settings"
-
-import django  # noqa: E402
-
-django.setup()
-
-from django.conf import settings  # noqa: E402
-from django.contrib.auth import (  # noqa: E402
-    BACKEND_SESSION_KEY,
-    HASH_SESSION_KEY,
-    SESSION_KEY,
-    get_user_model,
-)
-from django.contrib.auth.hashers import make_password  # noqa: E402
-from django.contrib.sessions.backends.db import SessionStore  # noqa: E402
-from django.contrib.sessions.models import Session  # noqa: E402
-from django.core.handlers.base import BaseHandler  # noqa: E402
-from django.core.management import call_command  # noqa: E402
-from django.db import connection  # noqa: E402
-from django.test import RequestFactory, override_settings  # noqa: E402
-from django.test.utils import CaptureQueriesContext  # noqa: E402
-from django.utils import timezone  # noqa: E402
-
-from pwexpire import services  # noqa: E402
-from pwexpire.models import Demand, ExpiryBatch, PasswordRecord, SessionEntry  # noqa: E402
-from pwexpire.sessionstore.registry import get_adapter  # noqa: E402
-
-OURS = "pwexpire.middleware.PasswordExpiryMiddleware"
-VARIANTS = {
-    "pwexpire, polled once a second": (OURS, {}),
-    "pwexpire, polled at every request": (OURS, {"PWEXPIRE_POLL_SECONDS": 0}),
-    "Django's LoginRequiredMiddleware": (
-        "django.contrib.auth.middleware.LoginRequiredMiddleware",
-        {},
-    ),
-    "django-password-policies-iplweb 0.9.5": (
-        "password_policies.middleware.PasswordChangeMiddleware",
-        {},
-    ),
-    "django-password-rotate 1.0.2": ("password_rotate.middleware.PasswordRotateMiddleware", {}),
-}
-PAYLOAD = {"cart": [{"sku": f"item-{n}", "quantity": n} for n in range(5)], "language": "en"}
-User = get_user_model()
-password = make_password("old-Password-1")
+SETTINGS = "tests.bench.settings"
 
 
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-
-
-def handler(*extra: str) -> BaseHandler:
-    with override_settings(MIDDLEWARE=[*settings.BASE, *extra]):
-        built = BaseHandler()
-        built.load_middleware()
-    return built
-
-
-def ask(served: BaseHandler, key: str | None, path: str = "/") -> Any:
-    request = RequestFactory().get(path)
-    if key:
-        request.COOKIES["sessionid"] = key
-    return served.get_response(request)
-
-
-def block(served: BaseHandler, key: str, times: int) -> float:
-    began = time.process_time()
-    for _ in range(times):
-        ask(served, key)
-    return time.process_time() - began
-
-
-def count_calls(served: BaseHandler, key: str) -> int:
-    """Python function calls of one request: the same in every run, whatever the machine does."""
-    calls = 0
-
-    def see(frame: Any, event: str, argument: Any) -> None:
-        nonlocal calls
-        calls += event == "call"
-
-    ask(served, key)
-    sys.setprofile(see)
-    ask(served, key)
-    sys.setprofile(None)
-    return calls
-
-
-def idle(pairs: int, times: int) -> None:
-    user = User.objects.create(username="idle", password=password, last_login=timezone.now())
-    store = SessionStore()
-    store.update(session_of(user))
-    store.save()
-    key = store.session_key
-    bare = handler()
-    say("\n| a logged-in, unexpired request | time | calls | queries added | writes added |")
-    say("|---|---|---|---|---|")
-    with CaptureQueriesContext(connection) as base:
-        ask(bare, key)
-    for name, (path, given) in VARIANTS.items():
-        try:
-            with override_settings(**given):
-                served = handler(path)
-                if (status := ask(served, key).status_code) != 200:
-                    raise RuntimeError(f"answered {status}")
-                with CaptureQueriesContext(connection) as found:
-                    ask(served, key)
-                ratios = []
-                for turn in range(pairs):
-                    first, second = (bare, served) if turn % 2 else (served, bare)
-                    one, two = block(first, key, times), block(second, key, times)
-                    ratios.append(two / one if first is bare else one / two)
-                calls = count_calls(served, key) / count_calls(bare, key)
-        except Exception as error:
-            say(f"| {name} | not measured: {error} | | | |")
+def find_troubles(peers: list[str]) -> dict[str, str]:
+    """Why a peer is not measured. Asked in another process: one may break Django's setup."""
+    troubles = {}
+    for peer in peers:
+        if find_spec(peer) is None:
+            troubles[peer] = "not installed"
             continue
-        added = len(found) - len(base)
-        writes = sum(not query["sql"].startswith("SELECT") for query in found)
-        say(f"| {name} | {statistics.median(ratios):.3f} | {calls:.3f} | {added} | {writes} |")
-    with CaptureQueriesContext(connection) as found:
-        response = ask(handler(OURS), None, "/plain/")
-    vary = response.headers.get("Vary", "none")
-    say(f"\nAnonymous, without a cookie: {len(found)} queries, Vary: {vary}.")
+        environ = {**os.environ, "DJANGO_SETTINGS_MODULE": SETTINGS, "PWEXPIRE_BENCH_PEERS": peer}
+        script = f"import django; django.setup(); import {peer}.middleware"
+        asked = subprocess.run(
+            [sys.executable, "-c", script], env=environ, capture_output=True, text=True
+        )
+        if asked.returncode:
+            lines = asked.stderr.strip().splitlines() or ["no message"]
+            troubles[peer] = f"does not work on this Django: {lines[-1]}"
+    return troubles
 
 
-def session_of(user: Any) -> dict[str, Any]:
-    return {
-        SESSION_KEY: str(user.pk),
-        BACKEND_SESSION_KEY: "django.contrib.auth.backends.ModelBackend",
-        HASH_SESSION_KEY: user.get_session_auth_hash(),
-        **PAYLOAD,
+def plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{value!r} is not for JSON")
+
+
+def judge(value: Any, limit: float, *, most: bool) -> tuple[float, str]:
+    """The figure, and whether it is met; an interval on both sides of the limit decides nothing."""
+    ends = (value.low, value.high) if hasattr(value, "median") else (value, value)
+    met = {end <= limit if most else end >= limit for end in ends}
+    answer = "too noisy to say" if len(met) == 2 else "yes" if met == {True} else "no"
+    return getattr(value, "median", value), answer
+
+
+def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
+    idle, flagging, stranger = found["idle"][1], found["flagging"], found["strangers"][0]
+    wanted = [
+        ("an idle request takes, times", idle["time"], 1.03, True),
+        ("the same in CPU time", idle["cpu"], 1.03, True),
+        ("the same in function calls", idle["calls"], 1.03, True),
+        ("queries that it adds", idle["reads_added"], 0, True),
+        ("writes that it adds", idle["writes_added"], 0, True),
+        ("queries of an anonymous request", stranger["reads_added"], 0, True),
+        ("`Vary: Cookie` on it", float("Cookie" in stranger["vary"]), 0, True),
+        ("flagging, times as fast as the loop", flagging["flag_faster_than_loop"], 8, False),
+        ("peak memory of four times the sessions", found["memory"]["flag_ratio"], 1.2, True),
+        ("`expire_everyone` of the many takes, times", found["everyone"]["ratio"], 5, True),
+    ]
+    rows = []
+    for name, value, limit, most in wanted:
+        figure, answer = judge(value, limit, most=most)
+        target = f"{'at most' if most else 'at least'} {limit}"
+        rows.append({"name": name, "value": figure, "target": target, "met": answer})
+    return rows
+
+
+def report(found: dict[str, Any]) -> str:
+    from tests.bench.measure import table
+
+    idle = []
+    for row in found["idle"]:
+        if "trouble" in row:
+            idle.append([row["name"], row["trouble"], "", "", "", "", ""])
+            continue
+        cells = [row["time"].text(3), row["cpu"].text(3), f"{row['calls']:.3f}"]
+        cells += [f"{row['added_us']:.1f}", f"{row['reads_added']:g}", f"{row['writes_added']:g}"]
+        idle.append([row["name"], *cells])
+    head = ["a logged-in request, with / without", "time", "CPU time", "calls", "µs added"]
+    head += ["queries added", "writes added"]
+    strangers = [
+        [row["name"], f"{row['reads_added']:g}", f"{row['writes_added']:g}", row["vary"] or "none"]
+        for row in found["strangers"]
+    ]
+    flagging, memory, everyone = found["flagging"], found["memory"], found["everyone"]
+    bulk = [
+        ["`flag_sessions`", flagging["flag_faster_than_loop"].text(1)],
+        ["`flag_sessions`, building its index first", flagging["first_flag_faster_than_loop"]],
+        ["`expire_passwords`, records and flags", flagging["expire_faster_than_loop"]],
+        ["the floor: read, decode, encode, one write", flagging["floor_faster_than_loop"]],
+    ]
+    bulk = [[name, cell if isinstance(cell, str) else cell.text(1)] for name, cell in bulk]
+    inside = flagging["flag_faster_than_loop_in_transaction"].text(1)
+    goals = [
+        [row["name"], f"{row['value']:.4g}", row["target"], row["met"]] for row in found["targets"]
+    ]
+    (one, four), (one_more, four_more) = memory["flag_mib"], memory["expire_mib"]
+    few, many = everyone["statements"]
+    parts = [
+        f"{found['versions']}. Medians, in brackets their 95 % intervals, of interleaved pairs.",
+        table(head, idle),
+        "A view that does not read the session:",
+        table(["request", "queries added", "writes added", "Vary"], strangers),
+        f"{flagging['sessions']:,} stored sessions, against a loop that loads and saves each:",
+        table(["way", "times as fast"], bulk),
+        f"- `flag_sessions`, against that loop inside one transaction: {inside} times as fast\n"
+        f"- `flag_sessions` / floor: {flagging['flag_over_floor'].text()}\n"
+        f"- `expire_passwords` / floor: {flagging['expire_over_floor'].text()}\n"
+        f"- decoding and encoding / floor: {flagging['codec_share_of_floor'].text()}\n"
+        f"- statements for 1,000 sessions: {flagging['flag_statements_per_1000']:.1f}\n"
+        f"- peak memory for {memory['few']:,} and {memory['many']:,} sessions: {one:.1f} and "
+        f"{four:.1f} MiB (`flag_sessions`), {one_more:.1f} and {four_more:.1f} MiB "
+        "(`expire_passwords`)\n"
+        f"- `expire_everyone`, {everyone['many']:,} users / {everyone['few']:,} users: "
+        f"{everyone['ratio'].text()}, with {few} and {many} statements",
+        table(["target", "measured", "wanted", "met"], goals),
+    ]
+    return "\n\n".join(parts)
+
+
+def run(quick: bool, troubles: dict[str, str]) -> dict[str, Any]:
+    import django
+
+    django.setup()
+    from django.core.management import call_command
+
+    from tests.bench import bulk, idle, measure
+
+    call_command("migrate", verbosity=0)
+    size = 2_000 if quick else 20_000
+    kind = "quick run" if quick else "full run"
+    found: dict[str, Any] = {
+        "versions": f"Python {platform.python_version()}, Django {django.__version__}, SQLite, "
+        f"{os.cpu_count()} cores, {kind}"
     }
-
-
-def clear() -> None:
-    for model in (Demand, SessionEntry, PasswordRecord, ExpiryBatch, Session):
-        model._base_manager.all().delete()
-    User._base_manager.all().delete()
-
-
-def people(count: int) -> None:
-    clear()
-    made = (User(username=f"user{n}", password=password) for n in range(count))
-    User.objects.bulk_create(made, batch_size=5_000)
-
-
-def sessions() -> list[str]:
-    """A stored and indexed session of each user."""
-    Session.objects.all().delete()
-    SessionEntry.objects.all().delete()
-    store, until = SessionStore(), timezone.now() + timezone.timedelta(days=14)
-    rows, entries = [], []
-    for number, user in enumerate(User.objects.all()):
-        key = f"{number:032d}"
-        data = store.encode(session_of(user))
-        rows.append(Session(session_key=key, session_data=data, expire_date=until))
-        entries.append(SessionEntry(session_key=key, user=user, created_at=timezone.now()))
-    Session.objects.bulk_create(rows, batch_size=5_000)
-    SessionEntry.objects.bulk_create(entries, batch_size=5_000)
-    return [row.session_key for row in rows]
-
-
-def timed(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def naive(keys: list[str]) -> None:
-    for key in keys:
-        store = SessionStore(key)
-        store["password_expired"] = True
-        store.save()
-
-
-def flagging(count: int, rounds: int) -> None:
-    people(count)
-    everybody = User.objects.all()
-    own, loop, floor, whole = [], [], [], []
-    for _ in range(rounds):
-        sessions()
-        wanted = {entry.pk: (str(entry.user_id), 1) for entry in SessionEntry.objects.iterator()}
-        floor.append(timed(partial(get_adapter().flag, wanted)))
-        sessions()
-        own.append(timed(lambda: services.flag_sessions(everybody)))
-        keys = sessions()
-        loop.append(timed(partial(naive, keys)))
-        sessions()
-        Demand.objects.all().delete()
-        whole.append(timed(lambda: services.expire_passwords(everybody)))
-    pairs = [slow / fast for slow, fast in zip(loop, own, strict=True)]
-    whole_pairs = [slow / fast for slow, fast in zip(loop, whole, strict=True)]
-    say(f"\nFlagging {count:,} sessions, against the loop that loads and saves each:")
-    say(f"- `flag_sessions`: {statistics.median(pairs):.1f} times as fast")
-    say(f"- `expire_passwords`, records and flags: {statistics.median(whole_pairs):.1f} times")
-    shares = [one / two for one, two in zip(own, floor, strict=True)]
-    say(f"- `flag_sessions` / writing known keys only: {statistics.median(shares):.2f}")
-
-
-def memory(count: int) -> None:
-    peaks = []
-    for size in (count // 4, count):
-        people(size)
-        sessions()
-        users = User.objects.all()
-        tracemalloc.start()
-        services.flag_sessions(users)
-        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
-        tracemalloc.stop()
-    say(f"- peak memory for {count // 4:,} and {count:,}: {peaks[0]:.1f} and {peaks[1]:.1f} MiB")
-
-
-def everyone(few: int, many: int, rounds: int) -> None:
-    taken = {}
-    for count in (few, many):
-        people(count)
-        taken[count] = statistics.median(timed(services.expire_everyone) for _ in range(rounds))
-    say(f"\n`expire_everyone`, {many:,} users / {few:,} users: {taken[many] / taken[few]:.2f}")
+    start = measure.snapshot("empty.sqlite3")
+    found["idle"] = idle.measure_idle(40 if quick else 400, 50, troubles)
+    found["strangers"] = idle.measure_strangers()
+    found["flagging"] = bulk.measure_flagging(size, 3, start)
+    found["memory"] = bulk.measure_memory(size // 4, size, start)
+    found["everyone"] = bulk.measure_everyone(200, size * 10, 5 if quick else 9, start)
+    found["targets"] = targets(found)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller numbers, a minute")
-    quick = parser.parse_args().quick
-    call_command("migrate", verbosity=0)
-    versions = f"Python {platform.python_version()}, Django {django.__version__}, SQLite"
-    say(f"{versions}, {os.cpu_count()} cores.")
-    idle(pairs=41 if quick else 401, times=25)
-    flagging(2_000 if quick else 20_000, rounds=3)
-    memory(2_000 if quick else 20_000)
-    everyone(200, 20_000 if quick else 200_000, rounds=5)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there too")
+    options = parser.parse_args()
+    peers = ["password_policies", "password_rotate"]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PWEXPIRE_BENCH_FILE"] = str(Path(folder) / "bench.sqlite3")
+        os.environ["DJANGO_SETTINGS_MODULE"] = SETTINGS
+        troubles = find_troubles(peers)
+        os.environ["PWEXPIRE_BENCH_PEERS"] = " ".join(p for p in peers if p not in troubles)
+        found = run(options.quick, troubles)
+        print(report(found))
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=2, default=plain) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from django.urls import include, path
 
 
 def home(request: HttpRequest) -> HttpResponse:
-    return HttpResponse(request.user.get_username())
+    return HttpResponse(request.user.username)
 
 
 @login_not_required
