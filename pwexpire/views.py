@@ -58,6 +58,10 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
 class PasswordChangeDoneView(views.PasswordChangeDoneView):
     template_name = "pwexpire/password_change_done.html"
 
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        on = resolve_url(settings.LOGIN_REDIRECT_URL)
+        return {**super().get_context_data(**kwargs), "go_on_url": on}
+
 
 @password_expiry_exempt
 def well_known(request: HttpRequest) -> HttpResponse:

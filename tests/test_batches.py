@@ -265,6 +265,11 @@ def test_preview_counts(users, client):
     assert services.preview_expiry(get_user_model().objects.none()).sessions == 0
 
 
+def test_no_sessions_are_none_of_them(alice, settings):
+    settings.PWEXPIRE_SESSION_INDEX = False
+    assert services.preview_expiry(alice).sessions == 0
+
+
 def test_sessions_of_cookies_cannot_be_counted(alice, settings):
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
     assert services.preview_expiry(alice).sessions is None

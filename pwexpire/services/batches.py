@@ -25,7 +25,13 @@ from pwexpire.models import (
     SessionAction,
 )
 from pwexpire.services.selection import Selection, members
-from pwexpire.services.sessions import FlagReport, Progress, find_sessions, project
+from pwexpire.services.sessions import (
+    FlagReport,
+    Progress,
+    can_find_sessions,
+    find_sessions,
+    project,
+)
 from pwexpire.services.status import (
     check_saved,
     open_demands,
@@ -274,12 +280,12 @@ def preview_expiry(users: Any, *, exclude: Any = None) -> ExpiryPreview:
         total += len(rows)
         not_applicable += len(rows) - len(usable)
         already += len(open_demands(usable))
-    found = [len(owners) for _, owners in find_sessions(selection)]
+    found = sum(len(owners) for _, owners in find_sessions(selection))
     return ExpiryPreview(
         users=total,
         already_expired=already,
         not_applicable=not_applicable,
-        sessions=sum(found) if found or not total else None,
+        sessions=found if can_find_sessions() else None,
     )
 
 

@@ -43,6 +43,12 @@ def uses_index(adapter: SessionAdapter) -> bool:
     return conf.session_index and adapter.supports_index
 
 
+def can_find_sessions() -> bool:
+    """Whether the engine keeps anything on the server by which a user's sessions are found."""
+    adapter = get_adapter()
+    return adapter.supports_user_lookup or adapter.supports_enumerate or uses_index(adapter)
+
+
 def index_session(session_key: str | None, user: Any, *, replaces: str | None = None) -> None:
     """Note whose session this is, and drop the dead ones of the same user."""
     adapter = get_adapter()
