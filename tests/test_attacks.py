@@ -487,3 +487,23 @@ def test_row_9_what_stands_behind_does_not_run(held, server, settings):
     browser = elsewhere(server, held)
     assert is_held(browser) and is_held(browser, "/no-such-page/")
     assert Behind.seen == []
+
+
+def test_a_session_that_is_exchanged_behind_the_middleware(held, server, bob, settings):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "tests.testapp.middleware.OtherSession"]
+    headers = {"x-session": held.cookies["sessionid"].value}
+    free = login(server, bob)
+    assert free.get("/", headers=headers).status_code == 302
+    assert free.get("/").content == b"bob"
+
+
+def test_a_flag_that_was_met_leaves_the_copy_of_the_request(engine, server, alice, settings):
+    settings.PWEXPIRE_POLL_SECONDS = 60
+    browser = login(server, alice)
+    number = services.expire_passwords(alice).number
+    change_password(browser)
+    assert not is_held(browser)
+    store_session(browser, password_expired=True, _password_expired_demand=number)
+    with mock.patch("pwexpire.middleware.judge") as judge:
+        assert browser.get("/flag/").content == b"None"
+    assert not judge.called

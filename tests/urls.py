@@ -28,6 +28,10 @@ def ran() -> None:
     """Called where a view has run."""
 
 
+def flag(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(str(request.session.get("password_expired")))
+
+
 def cycle(request: HttpRequest) -> HttpResponse:
     request.session.cycle_key()
     return HttpResponse("another key")
@@ -77,6 +81,7 @@ urlpatterns = [
     path("plain/", plain, name="plain"),
     path("cart/", cart),
     path("cycle/", cycle),
+    path("flag/", flag),
     path("json/", json),
     path("exempt/", exempt),
     path("exempt/sudo/", sudo),
