@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django import forms
@@ -9,15 +10,17 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext, gettext_lazy, ngettext
 
+from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
-from pwexpire.models import Demand, Exclusion, ExpiryBatch, PasswordRecord, Reason, SessionAction
+from pwexpire.models import ExpiryBatch, Reason, SessionAction
 from pwexpire.services.batches import expire_passwords, preview_expiry
 from pwexpire.services.cancellations import cancel_expiry
+from pwexpire.services.status import open_demand, usable_password
 
 PERMISSION = "pwexpire.expire_passwords"
 
@@ -56,6 +59,7 @@ def expire_passwords_action(
         title = gettext("Expire passwords")
         return _ask(modeladmin, request, queryset, form, "expire_passwords_action", title)
     given = form.cleaned_data
+    enqueue = _find_enqueuer(queryset)
     batch = expire_passwords(
         queryset,
         reason=given["reason"],
@@ -63,8 +67,11 @@ def expire_passwords_action(
         note=given["note"],
         actor=request.user,
         exclude=request.user if given["keep_me_out"] else None,
+        defer=enqueue is not None,
     )
-    told = _told(batch)
+    told = _told(batch, enqueued=enqueue is not None)
+    if enqueue is not None:
+        enqueue(batch)
     _log(request, batch, f"{told} {given['note']}".strip())
     modeladmin.message_user(request, told, messages.SUCCESS)
     return None
@@ -90,6 +97,16 @@ def cancel_expiry_action(
     _log(request, None, f"{told} {note}".strip())
     modeladmin.message_user(request, told, messages.SUCCESS)
     return None
+
+
+def _find_enqueuer(queryset: QuerySet[Any]) -> Callable[[ExpiryBatch], None] | None:
+    """What hands the stored sessions over to tasks, if these are many users."""
+    limit = conf.enqueue_above
+    if limit is None or queryset.count() <= limit or find_tasks() is None:
+        return None
+    from pwexpire.tasks import enqueue_expiry  # not before there is a Tasks framework
+
+    return enqueue_expiry
 
 
 def _demand_permission(request: HttpRequest) -> None:
@@ -121,12 +138,14 @@ def _ask(
     return TemplateResponse(request, "admin/pwexpire/confirm.html", context)
 
 
-def _told(batch: ExpiryBatch) -> str:
+def _told(batch: ExpiryBatch, *, enqueued: bool) -> str:
     if batch.users_expired is None:
         return gettext("The passwords expire when this request is finished.")
     told = ngettext(
         "%(count)d password was expired.", "%(count)d passwords were expired.", batch.users_expired
     ) % {"count": batch.users_expired}
+    if enqueued:
+        return f"{told} {gettext('Their sessions are being worked at in the background.')}"
     details = gettext(
         "Already expired: %(already)d, not applicable: %(not_applicable)d, "
         "sessions flagged: %(flagged)d, sessions ended: %(ended)d."
@@ -163,16 +182,7 @@ class PasswordExpiredListFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() not in ("yes", "no"):
             return queryset
-        in_force = {"number__isnull": False, "cancelled_at": None, "holds": True}
-        mine = Demand.objects.filter(
-            user=OuterRef("pk"), **{f"batch__{name}": value for name, value in in_force.items()}
-        )
-        met = PasswordRecord.objects.filter(
-            user=OuterRef(OuterRef("pk")), satisfied__gte=OuterRef("number")
-        )
-        out = Exclusion.objects.filter(user=OuterRef(OuterRef("pk")), batch=OuterRef("pk"))
-        everyone = ExpiryBatch.objects.filter(~Exists(met), ~Exists(out), everyone=True, **in_force)
-        expired = (Q(Exists(mine)) | Q(Exists(everyone))) & ~Q(password__startswith="!")
+        expired = open_demand() & usable_password()
         return queryset.filter(expired if self.value() == "yes" else ~expired)
 
 

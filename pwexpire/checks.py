@@ -22,6 +22,7 @@ from django.urls import (
 )
 from django.utils.module_loading import import_string
 
+from pwexpire.compat import find_tasks
 from pwexpire.conf import SETTINGS, conf
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.middleware import PasswordExpiryMiddleware
@@ -185,7 +186,7 @@ def _is_right(name: str) -> bool:
 
 
 def _is_meant(name: str, value: Any) -> bool:
-    if name in ("LOCKOUT_THRESHOLD", "CHANGE_ATTEMPTS"):
+    if name in ("LOCKOUT_THRESHOLD", "CHANGE_ATTEMPTS", "TASKS_PER_BATCH"):
         return bool(value >= 1)
     if name == "ASSUME_CHANGED":
         return value in ("now", "joined")
@@ -289,6 +290,18 @@ def check_enforced(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     ]
 
 
+def check_tasks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if conf.enqueue_above is None or find_tasks() is not None:
+        return []
+    return [
+        Error(
+            "PWEXPIRE_ENQUEUE_ABOVE is set, but there is no Tasks framework.",
+            hint="Use Django 6.0, or install pwexpire[tasks], or remove the setting.",
+            id="pwexpire.E014",
+        )
+    ]
+
+
 ALL: list[Callable[..., list[CheckMessage]]] = [
     check_middleware,
     check_change_url,
@@ -299,4 +312,5 @@ ALL: list[Callable[..., list[CheckMessage]]] = [
     check_lockout_hook,
     check_databases,
     check_enforced,
+    check_tasks,
 ]

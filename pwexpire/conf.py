@@ -45,6 +45,10 @@ SETTINGS: dict[str, Setting] = {
     "FAIL_CLOSED": Setting(False, (bool,), "True or False"),
     "ASSUME_CHANGED": Setting("now", (str,), '"now" or "joined"'),
     "ENFORCE": Setting(True, (bool,), "True or False"),
+    "ENQUEUE_ABOVE": Setting(None, (int, NoneType), "a number of users, or None"),
+    "TASKS_PER_BATCH": Setting(2, (int,), "a whole number, 1 or more"),
+    "TASK_BACKEND": Setting("default", (str,), "the alias of a backend in TASKS"),
+    "TASK_QUEUE": Setting("default", (str,), "the name of a queue of that backend"),
     "REASONS": Setting({}, (dict,), "a dict of slug to text"),
 }
 _DEFAULT_POLICY = Policy()
@@ -131,6 +135,23 @@ class Conf:
     @property
     def enforce(self) -> bool:
         return bool(self._get("ENFORCE"))
+
+    @property
+    def enqueue_above(self) -> int | None:
+        value: int | None = self._get("ENQUEUE_ABOVE")
+        return value
+
+    @property
+    def tasks_per_batch(self) -> int:
+        return max(1, int(self._get("TASKS_PER_BATCH")))
+
+    @property
+    def task_backend(self) -> str:
+        return str(self._get("TASK_BACKEND"))
+
+    @property
+    def task_queue(self) -> str:
+        return str(self._get("TASK_QUEUE"))
 
     @property
     def reasons(self) -> dict[str, str]:

@@ -19,3 +19,7 @@ class ChangeURLNotFound(PasswordExpiryError):
 
 class EnforcementUnavailable(PasswordExpiryError):
     """The enforcement state could not be read in time, so nothing is known about a session."""
+
+
+class TasksUnavailable(PasswordExpiryError):
+    """Background work was asked for, and there is nothing that could do it."""

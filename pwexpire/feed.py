@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from django.db import Error, OperationalError, ProgrammingError, connections, router, transaction
 from django.db.models import Max, Q
@@ -17,6 +18,7 @@ from django.db.models import Max, Q
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.models import Demand, EnforcementState, ExpiryBatch, PasswordRecord, SessionAction
+from pwexpire.retries import retried
 
 logger = logging.getLogger("pwexpire")
 
@@ -81,6 +83,11 @@ class Feed:
         for view in list(self._views.values()):
             view.started = view.fresh_until = NEVER
 
+    def last_counter(self) -> int:
+        """As far as this process knows; never queries."""
+        view = self._views.get(self.scope())
+        return 0 if view is None else view.counter
+
     @property
     def using(self) -> str:
         return router.db_for_write(PasswordRecord)
@@ -130,7 +137,7 @@ class Feed:
             generation = self._generation
             try:
                 with transaction.atomic(scope[0]) if self._inside(scope) else nullcontext():
-                    fresh = self._read(scope[0], view)
+                    fresh = retried(partial(self._read, scope[0], view), using=scope[0])
             except Error as error:
                 self._failed[scope] = now
                 if _is_missing_table(scope[0], error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,12 +32,13 @@ from pwexpire.responses import (
     is_exempt,
     unavailable,
 )
+from pwexpire.retries import retried
 from pwexpire.services.attempts import wrong_old_password
 from pwexpire.services.batches import demand_aged
 from pwexpire.services.changes import Witness, record_password_change, witness
-from pwexpire.services.sessions import forget_session, index_session, uses_index
+from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.stamps import clear_flag, stamp_session
-from pwexpire.services.status import judge, read_counter
+from pwexpire.services.status import judge, judge_now
 from pwexpire.sessionstore.base import drop_in_memory, peek, set_in_memory
 from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.signals import expiry_cleared, expiry_enforced
@@ -242,7 +244,7 @@ class PasswordExpiryMiddleware:
                 return None
             if not self.should_enforce(request, user):
                 return None
-            judged = judge(user)
+            judged = retried(partial(judge, user), using=feed.using)
             if judged.ended > case.born:
                 self._make_anonymous(request)
                 return None
@@ -380,7 +382,7 @@ class PasswordExpiryMiddleware:
         now = read_case(session)
         try:
             if now is None or now.user_id != case.user_id:
-                forget_session(case.session_key)
+                forget_session(case.session_key, if_dead=True)
                 return response
             if now.auth_hash != case.auth_hash and not getattr(request, "_pwexpire_login", False):
                 self._settle(request, case)
@@ -399,8 +401,7 @@ class PasswordExpiryMiddleware:
         real = current.judged.get(str(user.pk)) if current is not None else None
         if real is None:
             record_password_change(user)
-        counter = read_counter()
-        judged = judge(user)
+        counter, judged = retried(partial(judge_now, user), using=feed.using)
         if judged.held or real is False:
             return
         session = request.session

@@ -31,7 +31,12 @@ class BatchState(models.TextChoices):
     STAGED = "staged", _("selected, not in force")
     ACTIVE = "active", _("in force, sessions being reached")
     DONE = "done", _("in force")
+    STOPPED = "stopped", _("stopped by hand")
     CANCELLED = "cancelled", _("cancelled")
+
+
+# The cursor of a batch of which nothing is left to be given to a process.
+GIVEN_OUT = "end"
 
 
 class EnforcementState(models.Model):
@@ -68,7 +73,7 @@ class ExpiryBatch(models.Model):
     state = models.CharField(
         max_length=10, choices=BatchState.choices, default=BatchState.STAGING, db_index=True
     )
-    cursor = models.CharField(max_length=255, blank=True, default="")
+    cursor = models.TextField(blank=True, default="")
     users_expired = models.BigIntegerField(null=True)
     users_already_expired = models.BigIntegerField(null=True)
     users_not_applicable = models.BigIntegerField(null=True)
@@ -86,6 +91,26 @@ class ExpiryBatch(models.Model):
 
     def __str__(self) -> str:
         return f"{self.pk} ({self.reason})"
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether some of it was not given to any process yet."""
+        return self.state in (BatchState.STAGED, BatchState.ACTIVE) and self.cursor != GIVEN_OUT
+
+
+class ExpiryChunk(models.Model):
+    """A part of a batch that some process is at, or was killed at: users after ``lower``."""
+
+    batch = models.ForeignKey(ExpiryBatch, on_delete=models.CASCADE, related_name="chunks")
+    lower = models.TextField(blank=True)
+    upper = models.TextField(blank=True)
+
+    class Meta:
+        verbose_name = _("part of a password expiry")
+        verbose_name_plural = _("parts of a password expiry")
+
+    def __str__(self) -> str:
+        return f"{self.batch_id}: {self.lower}-{self.upper}"
 
 
 class PasswordRecord(models.Model):
@@ -116,7 +141,13 @@ class PasswordRecord(models.Model):
 class Demand(models.Model):
     """A batch wants this user. Deleted when met, so that the table is as long as the open list."""
 
-    batch = models.ForeignKey(ExpiryBatch, on_delete=models.CASCADE, related_name="demands")
+    batch = models.ForeignKey(
+        ExpiryBatch,
+        on_delete=models.CASCADE,
+        related_name="demands",
+        db_index=False,  # the constraint below has one
+        db_constraint=False,  # checked a million times, for a batch that is never deleted alone
+    )
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="pwexpire_demands"
     )
@@ -135,7 +166,9 @@ class Demand(models.Model):
 class Exclusion(models.Model):
     """A batch on everyone does not want this user."""
 
-    batch = models.ForeignKey(ExpiryBatch, on_delete=models.CASCADE, related_name="exclusions")
+    batch = models.ForeignKey(
+        ExpiryBatch, on_delete=models.CASCADE, related_name="exclusions", db_index=False
+    )
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="pwexpire_exclusions"
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -21,10 +22,16 @@ from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
+from pwexpire.retries import retried
 from pwexpire.services.changes import meet_demands, testify, witness
-from pwexpire.services.sessions import forget_session, index_session, uses_index
-from pwexpire.services.stamps import clear_numbered_flag, set_flag, stamp_session
-from pwexpire.services.status import judge, read_counter
+from pwexpire.services.index import forget_session, index_session, uses_index
+from pwexpire.services.stamps import (
+    clear_numbered_flag,
+    set_flag,
+    stamp_session,
+    stamp_unjudged,
+)
+from pwexpire.services.status import judge, judge_now, read_counter
 from pwexpire.sessionstore.registry import get_adapter
 
 logger = logging.getLogger("pwexpire")
@@ -54,16 +61,16 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
     request._pwexpire_login = True  # type: ignore[union-attr]
     try:
         with savepoint():
-            counter = read_counter()
-            judged = judge(user)
+            counter, judged = retried(partial(judge_now, user), using=feed.using)
     except DatabaseFault as error:
-        logger.error("A login could not be stamped: %s", error)
-        return
-    stamp_session(session, counter, judged)
-    if judged.held:
-        set_flag(session, judged.demand or counter)
+        logger.warning("A login could not be judged, its next request will be: %s", error)
+        stamp_unjudged(session, feed.last_counter())
     else:
-        clear_numbered_flag(session)
+        stamp_session(session, counter, judged)
+        if judged.held:
+            set_flag(session, judged.demand or counter)
+        else:
+            clear_numbered_flag(session)
     if not uses_index(get_adapter()):
         return
     if session.session_key is None:
@@ -102,9 +109,10 @@ def before_user_saved(
     try:
         with savepoint():
             if getattr(instance, "_password", None) is not None:
-                instance.__dict__[_PENDING] = _look_at_change(instance)
+                look = partial(_look_at_change, instance)
+                instance.__dict__[_PENDING] = retried(look, using=feed.using)
             else:
-                _look_at_hash(instance)
+                retried(partial(_look_at_hash, instance), using=feed.using)
     except (DatabaseFault, EnforcementUnavailable) as error:
         logger.error("A password change could not be prepared: %s", error)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from pwexpire.feed import feed
 from pwexpire.models import SessionEntry
-from pwexpire.services.sessions import SCAN, uses_index
+from pwexpire.services.index import uses_index
+from pwexpire.services.selection import CHUNK
 from pwexpire.sessionstore.base import StoredSession, shorten
 from pwexpire.sessionstore.registry import get_adapter
 
@@ -42,7 +43,7 @@ def _stored() -> Iterator[StoredSession]:
         return
     entries = SessionEntry.objects.using(feed.using).order_by("pk")
     after = ""
-    while chunk := list(entries.filter(pk__gt=after).values_list("pk", flat=True)[:SCAN]):
+    while chunk := list(entries.filter(pk__gt=after).values_list("pk", flat=True)[:CHUNK]):
         for key in sorted(adapter.alive(chunk)):
             yield StoredSession.of(key, dict(adapter.store_class(key).items()), None)
         after = chunk[-1]

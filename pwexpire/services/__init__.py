@@ -11,6 +11,7 @@ from pwexpire.services.aio import (
     apreview_expiry,
     arecord_password_change,
     aresume_expiry,
+    astop_expiry,
 )
 from pwexpire.services.batches import (
     ExpiryPreview,
@@ -19,6 +20,7 @@ from pwexpire.services.batches import (
     expire_passwords,
     preview_expiry,
     resume_expiry,
+    stop_expiry,
 )
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.changes import record_password_change
@@ -43,6 +45,7 @@ __all__ = [
     "apreview_expiry",
     "arecord_password_change",
     "aresume_expiry",
+    "astop_expiry",
     "cancel_expiry",
     "end_sessions",
     "expire_everyone",
@@ -52,4 +55,5 @@ __all__ = [
     "preview_expiry",
     "record_password_change",
     "resume_expiry",
+    "stop_expiry",
 ]

@@ -10,6 +10,7 @@ from pwexpire.services.batches import (
     expire_passwords,
     preview_expiry,
     resume_expiry,
+    stop_expiry,
 )
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.changes import record_password_change
@@ -20,6 +21,7 @@ aexpire_passwords = sync_to_async(expire_passwords)
 aexpire_everyone = sync_to_async(expire_everyone)
 apreview_expiry = sync_to_async(preview_expiry)
 aresume_expiry = sync_to_async(resume_expiry)
+astop_expiry = sync_to_async(stop_expiry)
 acancel_expiry = sync_to_async(cancel_expiry)
 aflag_sessions = sync_to_async(flag_sessions)
 aend_sessions = sync_to_async(end_sessions)

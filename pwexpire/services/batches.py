@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.db import OperationalError, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from pwexpire.conf import conf
@@ -18,28 +17,18 @@ from pwexpire.models import (
     BatchState,
     Demand,
     EnforcementState,
-    Exclusion,
     ExpiryBatch,
     Reason,
     Require,
     SessionAction,
 )
+from pwexpire.retries import in_transaction, retried
+from pwexpire.services.projection import project
 from pwexpire.services.selection import Selection, members
-from pwexpire.services.sessions import (
-    FlagReport,
-    Progress,
-    can_find_sessions,
-    find_sessions,
-    project,
-)
-from pwexpire.services.status import (
-    check_saved,
-    open_demands,
-    read_state,
-)
+from pwexpire.services.sessions import FlagReport, can_find_sessions, find_sessions
+from pwexpire.services.staging import COUNTS, Progress, stage
+from pwexpire.services.status import check_saved, open_demand, read_state, usable_password
 from pwexpire.signals import passwords_expired
-
-RETRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +72,18 @@ def expire_passwords(
     note: str = "",
     exclude: Any = None,
     progress: Progress | None = None,
+    defer: bool = False,
 ) -> ExpiryBatch:
     """Demand a new password of ``users``, and hold or end their sessions.
 
-    ``users``: a user, an iterable of users, or a ``QuerySet`` (read in chunks). ``reason``: a
-    ``Reason`` or a slug of ``PWEXPIRE_REASONS``. ``actor``: the user who asks for it. ``note``:
-    free text for the record. ``exclude``: users who stay out. ``progress(done, total)`` is called
-    after each chunk. Users who have no usable password are counted as not applicable; a demand
-    that is open already stays as it is.
+    ``users``: a user, an iterable of users, or a ``QuerySet`` (it stays in the database, whatever
+    its size; on MariaDB its keys are read, a chunk at a time). ``reason``: a ``Reason`` or a slug
+    of ``PWEXPIRE_REASONS``. ``actor``: the user who asks for it. ``note``: free text for the
+    record. ``exclude``: users who stay out. ``progress(done, total)`` is called after each chunk,
+    ``total`` is ``None`` where unknown. ``defer``: leave the stored sessions to whoever calls
+    ``resume_expiry(batch)``, in as many processes as you like, or to ``enqueue_expiry(batch)`` of
+    ``pwexpire.tasks``; the users are held at once all the same. Users who have no
+    usable password are counted as not applicable; a demand that is open already stays as it is.
 
     Returns the ``ExpiryBatch`` with its counts. Inside ``transaction.atomic`` it is pending, and
     its counts are ``None``, until the commit; a rollback leaves nothing.
@@ -98,7 +91,7 @@ def expire_passwords(
     """
     selection = Selection(users, exclude=exclude)
     batch = _batch(reason=reason, require=require, sessions=sessions, actor=actor, note=note)
-    return _run(batch, selection, progress)
+    return _run(batch, selection, progress, defer=defer)
 
 
 def expire_everyone(
@@ -123,107 +116,68 @@ def expire_everyone(
     return _run(batch, out, progress)
 
 
-def _run(batch: ExpiryBatch, selection: Selection | None, progress: Progress | None) -> ExpiryBatch:
+def _run(
+    batch: ExpiryBatch,
+    selection: Selection | None,
+    progress: Progress | None,
+    *,
+    defer: bool = False,
+) -> ExpiryBatch:
     pending = transaction.get_connection(feed.using).in_atomic_block
-    batch.save(using=feed.using)
-    counts = _stage(batch, selection, progress)
-    _set(batch, state=BatchState.STAGED)
+    if batch.pk is None:
+        retried(partial(batch.save, using=feed.using), using=feed.using)
+    stage(batch, selection, progress)
+    if batch.state != BatchState.STAGED:
+        return batch
     feed.drop()
+    counts = {name: getattr(batch, name) for name in COUNTS}
     transaction.on_commit(
-        partial(_finish, batch, counts, progress), using=feed.using, robust=pending
+        partial(_finish, batch, counts, progress, defer), using=feed.using, robust=pending
     )
     if pending:
         batch.users_expired = batch.users_already_expired = batch.users_not_applicable = None
     return batch
 
 
-def _set(batch: ExpiryBatch, **values: Any) -> None:
-    ExpiryBatch.objects.using(feed.using).filter(pk=batch.pk).update(**values)
-    for name, value in values.items():
-        setattr(batch, name, value)
-
-
-def _stage(
-    batch: ExpiryBatch, selection: Selection | None, progress: Progress | None
-) -> dict[str, int]:
-    """Write who is meant, a chunk a transaction. Nobody is held by it yet."""
-    expired = already = not_applicable = done = 0
-    for rows in selection.chunks() if selection is not None else ():
-        with transaction.atomic(using=feed.using):
-            if batch.everyone:
-                Exclusion.objects.using(feed.using).bulk_create(
-                    [Exclusion(batch=batch, user_id=pk) for pk, _ in rows], ignore_conflicts=True
-                )
-                continue
-            usable = [pk for pk, can in rows if can or not batch.holds]
-            held = open_demands(usable) if batch.holds else {}
-            again = batch.sessions == SessionAction.END
-            Demand.objects.using(feed.using).bulk_create(
-                [Demand(batch=batch, user_id=pk) for pk in usable if again or pk not in held],
-                ignore_conflicts=True,
-            )
-        expired += len(usable) - len(held)
-        already += len(held)
-        not_applicable += len(rows) - len(usable)
-        done += len(rows)
-        if progress is not None:
-            progress(done, None)
-    if batch.everyone:
-        return {}
-    counts = {
-        "users_expired": expired,
-        "users_already_expired": already,
-        "users_not_applicable": not_applicable,
-    }
-    _set(batch, **counts)
-    return counts
-
-
-def _finish(batch: ExpiryBatch, counts: dict[str, int], progress: Progress | None) -> None:
+def _finish(
+    batch: ExpiryBatch, counts: dict[str, int], progress: Progress | None, defer: bool
+) -> None:
     for name, value in counts.items():
         setattr(batch, name, value)
     if not batch.everyone and not Demand.objects.using(feed.using).filter(batch=batch).exists():
         _set(batch, state=BatchState.DONE, sessions_flagged=0, sessions_ended=0)
         return
-    for attempt in range(RETRIES):  # pragma: no branch
-        try:
-            activated = _activate(batch)
-            break
-        except OperationalError:  # a deadlock, or a lock that was not had in time
-            if attempt == RETRIES - 1:
-                raise
-            time.sleep(0.05 * 2**attempt)
+    activated = in_transaction(partial(_activate, batch), using=feed.using)
     feed.drop()
     if activated and batch.holds:
         ids = None if batch.everyone else _few_ids(members(batch))
         passwords_expired.send_robust(sender=ExpiryBatch, batch=batch, user_ids=ids)
-    if not batch.everyone:
-        _set(batch, sessions_flagged=0, sessions_ended=0)
-        project(batch, Selection(members(batch)), progress)
-    _done(batch)
+    if not defer or batch.everyone:
+        project(batch, progress)
 
 
-def _done(batch: ExpiryBatch) -> None:
-    """Unless it was cancelled meanwhile."""
-    rows = ExpiryBatch.objects.using(feed.using).filter(pk=batch.pk, state=BatchState.ACTIVE)
-    rows.update(state=BatchState.DONE)
-    batch.refresh_from_db(using=feed.using, fields=["state"])
+def _set(batch: ExpiryBatch, **values: Any) -> None:
+    """Unless it was stopped or cancelled meanwhile."""
+    rows = ExpiryBatch.objects.using(feed.using).filter(pk=batch.pk, state=batch.state)
+    retried(partial(rows.update, **values), using=feed.using)
+    batch.refresh_from_db(using=feed.using, fields=[*values, "state"])
 
 
 def _activate(batch: ExpiryBatch) -> bool:
     """Give the batch its number. The counter's row lock makes commit order the order of numbers."""
-    with transaction.atomic(using=feed.using):
-        read_state()
-        state = EnforcementState.objects.using(feed.using).select_for_update().get(pk=1)
-        row = ExpiryBatch.objects.using(feed.using).get(pk=batch.pk)
-        if row.state != BatchState.STAGED:
-            batch.number, batch.activated_at = row.number, row.activated_at
-            return False
-        now = timezone.now()
-        state.counter = max(state.counter + 1, int(now.timestamp() * 1000))
+    read_state()
+    state = EnforcementState.objects.using(feed.using).select_for_update().get(pk=1)
+    rows = ExpiryBatch.objects.using(feed.using).filter(pk=batch.pk, state=BatchState.STAGED)
+    now = timezone.now()
+    number = max(state.counter + 1, int(now.timestamp() * 1000))
+    zero = {} if batch.everyone else {"sessions_flagged": 0, "sessions_ended": 0}
+    activated = rows.update(number=number, activated_at=now, state=BatchState.ACTIVE, **zero)
+    if activated:
+        state.counter = number
         state.save(using=feed.using, update_fields=["counter"])
-        _set(batch, number=state.counter, activated_at=now, state=BatchState.ACTIVE)
-        return True
+    fields = ["number", "activated_at", "state", "sessions_flagged", "sessions_ended"]
+    batch.refresh_from_db(using=feed.using, fields=fields)
+    return bool(activated)
 
 
 def _few_ids(users: Any) -> list[Any] | None:
@@ -232,55 +186,77 @@ def _few_ids(users: Any) -> list[Any] | None:
 
 
 def resume_expiry(
-    batch: ExpiryBatch, users: Any = None, *, exclude: Any = None, progress: Progress | None = None
+    batch: ExpiryBatch,
+    users: Any = None,
+    *,
+    exclude: Any = None,
+    progress: Progress | None = None,
+    defer: bool = False,
+    seconds: float | None = None,
 ) -> ExpiryBatch:
-    """Go on with a batch that was interrupted; one that is done is returned as it is.
+    """Go on with a batch that was interrupted, stopped or deferred, from where it got to.
 
-    A batch that was killed while its users were being selected is not in force; give its
-    selection again as ``users`` (and ``exclude``). Raises ``BatchNotResumable`` if it is missing,
-    and for a cancelled batch.
+    Any number of processes may do so at the same time: they share the work. One that is done is
+    returned as it is. A batch that was interrupted while its users were being selected is not in
+    force; give the same selection again as ``users`` (and ``exclude``). ``defer``: put it in force,
+    and leave the stored sessions to others. ``seconds``: work at them for so long and no longer.
+    Raises ``BatchNotResumable`` if it is missing, and for a cancelled batch.
     """
     batch.refresh_from_db(using=feed.using)
     if batch.state == BatchState.CANCELLED:
         raise BatchNotResumable(f"Batch {batch.pk} was cancelled: expire the users again.")
-    if batch.state == BatchState.STAGING:
+    if batch.number is None and batch.state in (BatchState.STAGING, BatchState.STOPPED):
         if users is None and not batch.everyone:
             raise BatchNotResumable(
                 f"Batch {batch.pk} was interrupted before it was in force: give its users again."
             )
-        selection = (
-            Selection(exclude)
-            if batch.everyone and exclude is not None
-            else None
-            if batch.everyone
-            else Selection(users, exclude=exclude)
-        )
-        Demand.objects.using(feed.using).filter(batch=batch).delete()
-        return _run(batch, selection, progress)
-    if batch.state in (BatchState.STAGED, BatchState.ACTIVE):
-        transaction.on_commit(partial(_finish_again, batch, progress), using=feed.using)
+        selection = None
+        if not batch.everyone:
+            selection = Selection(users, exclude=exclude)
+        elif exclude is not None:
+            selection = Selection(exclude)
+        _set(batch, state=BatchState.STAGING)
+        return _run(batch, selection, progress, defer=defer)
+    if batch.state == BatchState.STOPPED:
+        _set(batch, state=BatchState.ACTIVE)
+    if batch.state == BatchState.STAGED:
+        work = partial(_finish, batch, {}, progress, defer)
+        transaction.on_commit(work, using=feed.using)
+    elif batch.state == BatchState.ACTIVE and not defer:
+        transaction.on_commit(partial(project, batch, progress, seconds), using=feed.using)
     return batch
 
 
-def _finish_again(batch: ExpiryBatch, progress: Progress | None) -> None:
-    if batch.state == BatchState.STAGED:
-        _finish(batch, {}, progress)
-        return
-    if not batch.everyone:
-        project(batch, Selection(members(batch)), progress)
-    _done(batch)
+def stop_expiry(batch: ExpiryBatch) -> bool:
+    """Stop the processes that work at a batch, at the end of the chunk that each is at.
+
+    One that is in force stays in force, and its sessions are held at their next request; one that
+    is still being selected is not in force. ``resume_expiry`` goes on with it.
+    Returns whether there was anything to stop.
+    """
+    working = (BatchState.STAGING, BatchState.STAGED, BatchState.ACTIVE)
+    rows = ExpiryBatch.objects.using(feed.using).filter(pk=batch.pk, state__in=working)
+
+    def work() -> bool:
+        return bool(rows.update(state=BatchState.STOPPED))
+
+    stopped = in_transaction(work, using=feed.using)
+    batch.refresh_from_db(using=feed.using, fields=["state"])
+    return stopped
 
 
 def preview_expiry(users: Any, *, exclude: Any = None) -> ExpiryPreview:
     """Count what ``expire_passwords`` would meet with; write nothing. Raises ``InvalidRequest``."""
     selection = Selection(users, exclude=exclude)
     total = already = not_applicable = 0
-    for rows in selection.chunks():
-        usable = [pk for pk, can in rows if can]
-        total += len(rows)
-        not_applicable += len(rows) - len(usable)
-        already += len(open_demands(usable))
-    found = sum(len(owners) for _, owners in find_sessions(selection))
+    after = ""
+    while part := selection.part(after):
+        users_here, after = part
+        seen, usable = users_here.count(), users_here.filter(usable_password())
+        total += seen
+        not_applicable += seen - usable.count()
+        already += usable.filter(open_demand()).count()
+    found = sum(len(owners) for owners in find_sessions(selection))
     return ExpiryPreview(
         users=total,
         already_expired=already,

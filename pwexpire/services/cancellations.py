@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.db.models.functions import Greatest
 from django.utils import timezone
@@ -19,7 +19,8 @@ from pwexpire.models import (
     PasswordRecord,
     SessionAction,
 )
-from pwexpire.services.selection import Selection, members
+from pwexpire.retries import in_transaction
+from pwexpire.services.selection import Selection, all_users, members
 from pwexpire.services.status import active_batches, active_demands, check_saved, open_demands
 from pwexpire.signals import expiry_cancelled
 
@@ -38,19 +39,8 @@ def cancel_expiry(users: Any, *, actor: Any = None, note: str = "") -> int:
     selection = Selection(users)
     lifted = 0
     few: list[Any] = []
-    for rows in selection.chunks():
-        pks = [pk for pk, _ in rows]
-        with transaction.atomic(using=feed.using):
-            freed = list(open_demands(pks))
-            close_demands(freed)
-            Exclusion.objects.using(feed.using).bulk_create(
-                [
-                    Exclusion(batch_id=batch, user_id=pk)
-                    for batch in active_batches().filter(everyone=True).values_list("pk", flat=True)
-                    for pk in freed
-                ],
-                ignore_conflicts=True,
-            )
+    for pks in selection.chunks():
+        freed = in_transaction(partial(_lift, pks), using=feed.using)
         lifted += len(freed)
         few += freed[: SIGNAL_IDS_MAX + 1 - len(few)]
     if lifted:
@@ -58,25 +48,40 @@ def cancel_expiry(users: Any, *, actor: Any = None, note: str = "") -> int:
     return lifted
 
 
+def _lift(pks: list[Any]) -> list[Any]:
+    freed = list(open_demands(pks))
+    close_demands(freed)
+    everyone = active_batches().filter(everyone=True).values_list("pk", flat=True)
+    Exclusion.objects.using(feed.using).bulk_create(
+        [Exclusion(batch_id=batch, user_id=pk) for batch in everyone for pk in freed],
+        ignore_conflicts=True,
+    )
+    return freed
+
+
 def _cancel_batch(batch: ExpiryBatch, actor: Any, note: str) -> int:
-    users = get_user_model()._base_manager.using(feed.using)
-    if batch.everyone:
-        users = users.exclude(pwexpire_record__satisfied__gte=batch.number or 0)
-        users = users.exclude(pwexpire_exclusions__batch=batch)
-    else:
-        users = members(batch)
-    with transaction.atomic(using=feed.using):
-        row = ExpiryBatch.objects.using(feed.using).select_for_update().get(pk=batch.pk)
-        if row.state == BatchState.CANCELLED:
-            return 0
-        lifted = users.count() if row.number else 0
-        if row.sessions == SessionAction.END and row.number and not row.everyone:
-            for rows in Selection(users).chunks():
-                close_demands([pk for pk, _ in rows])
-        said = "\n".join(filter(None, (row.note, f"{actor or ''}: {note}" if note else "")))
-        batch.state, batch.cancelled_at, batch.note = BatchState.CANCELLED, timezone.now(), said
-        batch.save(using=feed.using, update_fields=["state", "cancelled_at", "note"])
+    lifted = in_transaction(partial(_cancel_rows, batch, actor, note), using=feed.using)
+    if lifted is None:
+        return 0
     _cancelled(None)
+    return lifted
+
+
+def _cancel_rows(batch: ExpiryBatch, actor: Any, note: str) -> int | None:
+    users = members(batch)
+    if batch.everyone:
+        users = all_users().exclude(pwexpire_record__satisfied__gte=batch.number or 0)
+        users = users.exclude(pwexpire_exclusions__batch=batch)
+    row = ExpiryBatch.objects.using(feed.using).select_for_update().get(pk=batch.pk)
+    if row.state == BatchState.CANCELLED:
+        return None
+    lifted = users.count() if row.number else 0
+    if row.sessions == SessionAction.END and row.number and not row.everyone:
+        for pks in Selection(users).chunks():
+            close_demands(pks)
+    said = "\n".join(filter(None, (row.note, f"{actor or ''}: {note}" if note else "")))
+    batch.state, batch.cancelled_at, batch.note = BatchState.CANCELLED, timezone.now(), said
+    batch.save(using=feed.using, update_fields=["state", "cancelled_at", "note"])
     return lifted
 
 

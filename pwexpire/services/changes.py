@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
+from pwexpire.retries import in_transaction
 from pwexpire.services.cancellations import close_demands
 from pwexpire.services.status import check_saved, read_counter
 from pwexpire.signals import password_changed
@@ -47,17 +48,19 @@ def record_password_change(user: Any) -> None:
 def meet_demands(user: Any, *, number: int, created: bool = False) -> None:
     """``number``: the counter as it was before the new password was written."""
 
-    def work() -> None:
+    def write() -> None:
         now = timezone.now()
-        with transaction.atomic(using=feed.using):
-            records = PasswordRecord.objects.using(feed.using)
-            records.get_or_create(user_id=user.pk)
-            values: dict[str, Any] = {} if created else {"renewed_at": now, "failed_changes": 0}
-            records.filter(pk=user.pk).update(
-                satisfied=Greatest("satisfied", number), changed_at=now, **values
-            )
-            if not created:
-                close_demands([user.pk], upto=number)
+        records = PasswordRecord.objects.using(feed.using)
+        records.get_or_create(user_id=user.pk)
+        values: dict[str, Any] = {} if created else {"renewed_at": now, "failed_changes": 0}
+        records.filter(pk=user.pk).update(
+            satisfied=Greatest("satisfied", number), changed_at=now, **values
+        )
+        if not created:
+            close_demands([user.pk], upto=number)
+
+    def work() -> None:
+        in_transaction(write, using=feed.using)
         feed.drop()
         if not created:
             password_changed.send_robust(sender=type(user), user=user)

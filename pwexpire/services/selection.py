@@ -1,12 +1,12 @@
-"""Which users are meant. Whatever was given, they are read in chunks, keyed by primary key."""
+"""Which users are meant. A ``QuerySet`` stays in the database; anything else is a set of keys."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.contrib.auth.hashers import is_password_usable
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 
@@ -15,7 +15,14 @@ from pwexpire.feed import feed
 from pwexpire.models import ExpiryBatch
 from pwexpire.services.status import check_saved
 
-CHUNK = 500
+# Users whose keys are sent along with a statement, and users who are met by a range of keys.
+CHUNK = 2_000
+RANGE = 10_000
+
+
+def all_users() -> QuerySet[Any]:
+    users: QuerySet[Any] = get_user_model()._base_manager.using(feed.using)
+    return users.order_by()
 
 
 class Selection:
@@ -23,43 +30,52 @@ class Selection:
         self.include = _query(users, "users")
         self.exclude = None if exclude is None else _query(exclude, "exclude")
 
-    def _read(self, pks: Collection[Any] | None, after: Any = None) -> list[tuple[Any, bool]]:
-        users = get_user_model()._base_manager.using(feed.using)
-        if isinstance(self.include, QuerySet):
-            users = users.filter(pk__in=self.include)
-        if pks is not None:
-            users = users.filter(pk__in=pks)
-        if after is not None:
-            users = users.filter(pk__gt=after)
-        rows = users.order_by("pk").values_list("pk", "password")
-        found = rows if pks is not None else rows[:CHUNK]
-        return [(pk, is_password_usable(password)) for pk, password in found]
-
-    def _excluded(self, pks: list[Any]) -> set[Any]:
-        if self.exclude is None:
-            return set()
-        if isinstance(self.exclude, QuerySet):
-            users = get_user_model()._base_manager.using(feed.using)
-            return set(
-                users.filter(pk__in=self.exclude).filter(pk__in=pks).values_list("pk", flat=True)
-            )
-        return self.exclude.intersection(pks)
-
-    def chunks(self, after: str = "") -> Iterator[list[tuple[Any, bool]]]:
-        """Lists of (primary key, usable password), in the order of the keys."""
+    def part(self, after: str, size: int | None = None) -> tuple[QuerySet[Any], str] | None:
+        """The next users after this key, and the last key of them; ``None``: there are no more."""
         start = get_user_model()._meta.pk.to_python(after) if after else None
         if isinstance(self.include, QuerySet):
-            while rows := self._read(None, start):
-                start = rows[-1][0]
-                yield self._keep(rows)
-            return
-        pks = sorted(pk for pk in self.include if start is None or pk > start)
-        for at in range(0, len(pks), CHUNK):
-            yield self._keep(self._read(pks[at : at + CHUNK]))
+            return self._range(self.include, start, size or RANGE)
+        pks = sorted(pk for pk in self.include if start is None or pk > start)[: size or CHUNK]
+        if not pks:
+            return None
+        return self._without(all_users().filter(pk__in=pks), {}), key_text(pks[-1])
 
-    def _keep(self, rows: list[tuple[Any, bool]]) -> list[tuple[Any, bool]]:
-        out = self._excluded([pk for pk, _ in rows])
-        return [row for row in rows if row[0] not in out]
+    def _range(
+        self, include: QuerySet[Any], start: Any, size: int
+    ) -> tuple[QuerySet[Any], str] | None:
+        bounds: dict[str, Any] = {} if start is None else {"pk__gt": start}
+        narrow = _can_be_narrowed(include)
+        chosen = include if narrow else all_users().filter(pk__in=include.values("pk"))
+        keys = chosen.filter(**bounds).order_by("pk").values_list("pk", flat=True)
+        last = keys[size - 1 : size].first() or keys.reverse().first()
+        if last is None:
+            return None
+        bounds["pk__lte"] = last
+        if narrow and len(include.query.alias_map) < 2:  # no join: nobody is met twice
+            chosen = include
+        elif narrow:
+            chosen = all_users().filter(pk__in=include.filter(**bounds).values("pk"))
+        return self._without(chosen.filter(**bounds), bounds), key_text(last)
+
+    def _without(self, users: QuerySet[Any], bounds: dict[str, Any]) -> QuerySet[Any]:
+        out = self.exclude
+        if out is None:
+            return users
+        if isinstance(out, QuerySet):
+            if bounds and _can_be_narrowed(out):
+                out = out.filter(**bounds)
+            return users.exclude(pk__in=out.values("pk"))
+        if len(out) > CHUNK:  # too many to send along
+            pks = set(users.values_list("pk", flat=True)) - out
+            return all_users().filter(pk__in=pks)
+        return users.exclude(pk__in=out)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[list[Any]]:
+        """Lists of primary keys, in their order."""
+        after = ""
+        while part := self.part(after, size):
+            users, after = part
+            yield list(users.order_by("pk").values_list("pk", flat=True))
 
     def among(self, ids: Iterable[str]) -> set[Any]:
         """Which of these ids, as a session stores them, are meant."""
@@ -70,9 +86,26 @@ class Selection:
                 pks.add(to_python(value))
             except ValidationError:
                 continue
-        if not isinstance(self.include, QuerySet):
-            pks &= self.include
-        return {pk for pk, _ in self._keep(self._read(pks))} if pks else set()
+        users = all_users().filter(pk__in=pks)
+        if isinstance(self.include, QuerySet):
+            users = users.filter(pk__in=self.include.values("pk"))
+        else:
+            users = all_users().filter(pk__in=pks & self.include)
+        return set(self._without(users, {}).values_list("pk", flat=True)) if pks else set()
+
+
+def key_text(pk: Any) -> str:
+    """A primary key as ``login()`` writes it into a session, and as it is kept in a cursor."""
+    if type(pk) is int or type(pk) is str:
+        return str(pk)
+    field = get_user_model()._meta.pk
+    return str(field.value_to_string(SimpleNamespace(**{field.attname: pk})))  # type: ignore[arg-type]
+
+
+def _can_be_narrowed(users: QuerySet[Any]) -> bool:
+    """Whether a range of keys may be asked of it without changing who else is in it."""
+    query = users.query
+    return not (query.distinct_fields or query.annotations or query.extra)
 
 
 def _query(users: Any, name: str) -> QuerySet[Any] | set[Any]:
@@ -84,7 +117,7 @@ def _query(users: Any, name: str) -> QuerySet[Any] | set[Any]:
             )
         if users.query.is_sliced or users.query.combinator:
             return set(users.using(feed.using).values_list("pk", flat=True))
-        return users.using(feed.using).order_by().values("pk")
+        return users.using(feed.using).order_by()
     if isinstance(users, model):
         users = [users]
     elif isinstance(users, (str, bytes)) or not isinstance(users, Iterable):
@@ -98,5 +131,4 @@ def _query(users: Any, name: str) -> QuerySet[Any] | set[Any]:
 
 def members(batch: ExpiryBatch) -> QuerySet[Any]:
     """The users whom a batch that is not on everyone still wants."""
-    users = get_user_model()._base_manager.using(feed.using)
-    return users.filter(pwexpire_demands__batch=batch)
+    return all_users().filter(pwexpire_demands__batch=batch)

@@ -23,6 +23,11 @@ def stamp_session(session: SessionBase, counter: int, judged: Judgement) -> None
     }
 
 
+def stamp_unjudged(session: SessionBase, counter: int) -> None:
+    """The next request asks the record, if there is anything to ask it for."""
+    session[SESSION_STAMP] = {"n": 0, "b": counter, "a": None, "p": None}
+
+
 def set_flag(session: SessionBase, number: int) -> None:
     session[SESSION_FLAG] = True
     session[SESSION_DEMAND] = number

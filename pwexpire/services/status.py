@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.db.models import Exists, OuterRef, QuerySet, Subquery
+from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.utils import timezone
 
 from pwexpire.conf import conf
@@ -85,6 +86,25 @@ def active_demands(**filters: Any) -> QuerySet[Demand]:
     )
 
 
+def open_demand() -> Q:
+    """A condition on users: a demand is open against them, whether they can meet it or not."""
+    in_force = {"batch__number__isnull": False, "batch__cancelled_at": None, "batch__holds": True}
+    mine = Exists(Demand.objects.filter(user=OuterRef("pk"), **in_force))
+    met = PasswordRecord.objects.filter(
+        user=OuterRef(OuterRef("pk")), satisfied__gte=OuterRef("number")
+    )
+    out = Exclusion.objects.filter(user=OuterRef(OuterRef("pk")), batch=OuterRef("pk"))
+    everyone = active_batches().filter(everyone=True)
+    if not everyone.exists():  # most of the time, and the other question is dear
+        return Q(mine)
+    return Q(mine) | Q(Exists(everyone.filter(~Exists(met), ~Exists(out))))
+
+
+def usable_password() -> Q:
+    """A condition on users, the same as ``has_usable_password()``."""
+    return ~Q(password__startswith=UNUSABLE_PASSWORD_PREFIX)
+
+
 def judge(user: Any) -> Judgement:
     """One query, and one more for the day pwexpire came if a policy asks and no change is known."""
     mine = active_demands(user=OuterRef("pk")).order_by("-batch__number").values("batch__number")
@@ -138,6 +158,11 @@ def judge(user: Any) -> Judgement:
         warn=decision.warn,
         changed_at=changed_at,
     )
+
+
+def judge_now(user: Any) -> tuple[int, Judgement]:
+    """The counter, read before the record is."""
+    return read_counter(), judge(user)
 
 
 def assumed_change(user: Any) -> datetime:

@@ -91,13 +91,17 @@ class SessionAdapter:
         self.name = store_class.__module__.removeprefix("django.contrib.sessions.backends.")
 
     def sessions(
-        self, *, after: str = "", chunk: int = 1000, live_only: bool = True
+        self, *, after: str = "", last: str = "", chunk: int = 1000, live_only: bool = True
     ) -> Iterator[StoredSession]:
-        """All stored sessions in the order of their keys, in constant memory."""
+        """The stored sessions after this key and up to that one, in the order of their keys."""
         return iter(())
 
-    def keys_of(self, user_ids: Sequence[Any]) -> Iterator[tuple[str, str]]:
-        """(session key, user id) of live sessions, by the model's user column."""
+    def last_key(self, after: str, count: int) -> str | None:
+        """The last of the next ``count`` keys; ``None`` if there are fewer."""
+        return None
+
+    def keys_of(self, user_ids: Sequence[Any]) -> Iterator[list[tuple[str, str]]]:
+        """Pages of (session key, user id) of live sessions, by the model's user column."""
         return iter(())
 
     def flag(self, wanted: Wanted) -> Counter[Outcome]:

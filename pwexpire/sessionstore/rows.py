@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
+from pwexpire.retries import in_transaction, is_conflict
 from pwexpire.sessionstore.base import (
     Outcome,
     SessionAdapter,
@@ -25,7 +27,8 @@ from pwexpire.sessionstore.base import (
     shorten,
 )
 
-CHUNK = 500
+CHUNK = 1_000
+PAGE = 2_000
 TRIES = 3
 PLAIN_USER_COLUMNS = ("user_id", "account_id")
 
@@ -36,7 +39,7 @@ Edit = Callable[[dict[str, Any], int | None], Outcome | None]
 def _set_flag(data: dict[str, Any], demand: int | None) -> Outcome | None:
     if data.get(SESSION_FLAG):
         known = data.get(SESSION_DEMAND)
-        if known is None or demand is None or known >= demand:
+        if known is None or (demand is not None and known >= demand):
             return Outcome.ALREADY
     data[SESSION_FLAG] = True
     data.pop(SESSION_DEMAND, None)
@@ -81,21 +84,27 @@ class RowAdapter(SessionAdapter):
         return rows.filter(expire_date__gt=timezone.now()) if live_only else rows.all()
 
     def sessions(
-        self, *, after: str = "", chunk: int = 1000, live_only: bool = True
+        self, *, after: str = "", last: str = "", chunk: int = 1000, live_only: bool = True
     ) -> Iterator[StoredSession]:
         store = self.store_class()
         rows = self._rows(live_only=live_only).order_by("pk")
+        if last:
+            rows = rows.filter(pk__lte=last)
         fields = ("pk", "session_data", "expire_date")
         while page := list(rows.filter(pk__gt=after).values_list(*fields)[:chunk]):
             for key, data, expires in page:
                 yield StoredSession.of(key, store.decode(data), expires)
             after = page[-1][0]
 
-    def keys_of(self, user_ids: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    def last_key(self, after: str, count: int) -> str | None:
+        keys = self._rows().filter(pk__gt=after).order_by("pk").values_list("pk", flat=True)
+        found: str | None = keys[count - 1 : count].first()
+        return found
+
+    def keys_of(self, user_ids: Sequence[Any]) -> Iterator[list[tuple[str, str]]]:
         column = self.user_column or ""
-        found = self._rows().filter(**{f"{column}__in": user_ids})
-        for key, user_id in found.values_list("pk", column).iterator():
-            yield key, str(user_id)
+        for page in pages(self._rows().filter(**{f"{column}__in": user_ids}), column):
+            yield [(key, str(user_id)) for key, user_id in page]
 
     def alive(self, keys: Collection[str]) -> set[str]:
         return set(self._rows().filter(pk__in=keys).values_list("pk", flat=True))
@@ -109,14 +118,19 @@ class RowAdapter(SessionAdapter):
     def end(self, wanted: Mapping[str, str]) -> Counter[Outcome]:
         outcomes: Counter[Outcome] = Counter()
         for chunk in _chunks(wanted):
+            mine = {key: wanted[key] for key in chunk}
             try:
-                ended = self._delete({key: wanted[key] for key in chunk})
+                ended = in_transaction(partial(self._delete, mine), using=self.using)
             except Error as error:
+                self._give_way(error)
                 logger.error("Sessions from %s on were not ended: %s", shorten(chunk[0]), error)
                 outcomes[Outcome.FAILED] += len(chunk)
                 continue
             # All of the chunk: a copy may have outlived its row in an earlier run.
-            if self.forget(chunk):
+            forgotten = self.forget(chunk)
+            if connections[self.using].in_atomic_block:  # until then a request may copy the row
+                transaction.on_commit(partial(self.forget, chunk), using=self.using)
+            if forgotten:
                 outcomes.update({Outcome.ENDED: ended, Outcome.GONE: len(chunk) - ended})
             else:
                 outcomes[Outcome.FAILED] += len(chunk)
@@ -144,23 +158,29 @@ class RowAdapter(SessionAdapter):
             try:
                 outcomes.update(self._edit_chunk({key: wanted[key] for key in chunk}, edit, done))
             except Error as error:
+                self._give_way(error)
                 logger.error("Sessions from %s on were not written: %s", shorten(chunk[0]), error)
                 outcomes[Outcome.FAILED] += len(chunk)
         return outcomes
 
+    def _give_way(self, error: Error) -> None:
+        """What the database rolled back is not ours alone: whoever began it begins again."""
+        if is_conflict(error) and connections[self.using].in_atomic_block:
+            raise error
+
     def _edit_chunk(self, wanted: Wanted, edit: Edit, done: Outcome) -> Counter[Outcome]:
         outcomes: Counter[Outcome] = Counter()
         left = dict(wanted)
-        for _ in range(TRIES):
+        for turn in range(TRIES):
             swaps: dict[str, tuple[str, str, str]] = {}
-            for key, new, old in self._prepare(left, edit, outcomes):
+            for key, new, old in self._prepare(left, edit, outcomes, again=turn > 0):
                 swaps[key] = (new, key, old)
             if not swaps:
                 return outcomes
-            missed = self._write(swaps)
+            missed = in_transaction(partial(self._write, swaps), using=self.using)
             written = swaps.keys() - missed
             if written:
-                self.forget(written)
+                transaction.on_commit(partial(self.forget, written), using=self.using)
             outcomes[done] += len(written)
             left = {key: wanted[key] for key in missed}
             if not left:
@@ -169,10 +189,12 @@ class RowAdapter(SessionAdapter):
         return outcomes
 
     def _prepare(
-        self, wanted: Wanted, edit: Edit, outcomes: Counter[Outcome]
+        self, wanted: Wanted, edit: Edit, outcomes: Counter[Outcome], *, again: bool
     ) -> Iterator[tuple[str, str, str]]:
         store = self.store_class()
         live = self._rows().filter(pk__in=list(wanted)).order_by("pk")  # lock in one order
+        if again and connections[self.using].in_atomic_block:
+            live = live.select_for_update()  # what the transaction has seen so far may be old
         rows = dict(live.values_list("pk", "session_data"))
         outcomes[Outcome.GONE] += len(wanted) - len(rows)
         for key, old in rows.items():
@@ -187,12 +209,12 @@ class RowAdapter(SessionAdapter):
 
     def _write(self, swaps: Mapping[str, tuple[str, str, str]]) -> set[str]:
         """The keys that somebody else was faster with. ``rowcount`` is a sum, so look again."""
-        with transaction.atomic(using=self.using), connections[self.using].cursor() as cursor:
+        with connections[self.using].cursor() as cursor:
             cursor.executemany(self._swap, list(swaps.values()))
             if cursor.rowcount == len(swaps):
                 return set()
-            rows = self._rows(live_only=False).filter(pk__in=list(swaps))
-            now = dict(rows.values_list("pk", "session_data"))
+        rows = self._rows(live_only=False).filter(pk__in=list(swaps))
+        now = dict(rows.select_for_update().values_list("pk", "session_data"))
         return {key for key, (new, _, _) in swaps.items() if now.get(key) != new}
 
 
@@ -209,6 +231,18 @@ class CachedRowAdapter(RowAdapter):
             logger.error("Cached sessions were not dropped: %s", type(error).__name__)
             return False
         return True
+
+
+def pages(rows: QuerySet[Any], column: str) -> Iterator[list[tuple[str, Any]]]:
+    """(primary key, column) of all rows; in order only where one page does not hold them."""
+    page = list(rows.order_by().values_list("pk", column)[: PAGE + 1])
+    if len(page) <= PAGE:
+        yield page
+        return
+    after = ""
+    while page := list(rows.filter(pk__gt=after).order_by("pk").values_list("pk", column)[:PAGE]):
+        yield page
+        after = page[-1][0]
 
 
 def _chunks(keys: Collection[str]) -> Iterator[list[str]]:

@@ -30,19 +30,24 @@ class FileAdapter(SessionAdapter):
     supports_enumerate = True
 
     def sessions(
-        self, *, after: str = "", chunk: int = 1000, live_only: bool = True
+        self, *, after: str = "", last: str = "", chunk: int = 1000, live_only: bool = True
     ) -> Iterator[StoredSession]:
+        for key in self._keys(after):
+            if last and key > last:
+                return
+            if (row := self._read(key)) is not None and (not live_only or _is_live(row)):
+                yield row
+
+    def last_key(self, after: str, count: int) -> str | None:
+        keys = self._keys(after)
+        return keys[count - 1] if len(keys) >= count else None
+
+    def _keys(self, after: str) -> list[str]:
         store: Any = self.store_class()
         prefix = store.file_prefix
-        names = sorted(
-            entry.name.removeprefix(prefix)
-            for entry in os.scandir(store.storage_path)
-            if entry.name.startswith(prefix)
-        )
-        for key in names:
-            if key > after and (row := self._read(key)) is not None:
-                if not live_only or _is_live(row):
-                    yield row
+        names = (entry.name for entry in os.scandir(store.storage_path))
+        keys = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+        return sorted(key for key in keys if key > after)
 
     def alive(self, keys: Collection[str]) -> set[str]:
         return {key for key in keys if (row := self._read(key)) is not None and _is_live(row)}

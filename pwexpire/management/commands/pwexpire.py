@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
@@ -15,12 +14,12 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseFault
 
 from pwexpire.conf import conf
-from pwexpire.exceptions import PasswordExpiryError
+from pwexpire.exceptions import PasswordExpiryError, TasksUnavailable
 from pwexpire.feed import feed
+from pwexpire.management.arguments import add_verbs
 from pwexpire.management.listing import list_sessions, why_unlisted
 from pwexpire.management.probe import probe
 from pwexpire.management.selectors import (
-    add_selectors,
     excluded,
     find_user,
     find_users,
@@ -28,23 +27,26 @@ from pwexpire.management.selectors import (
     select,
 )
 from pwexpire.management.verdict import explain
-from pwexpire.models import BatchState, ExpiryBatch, Reason, SessionAction, SessionEntry
+from pwexpire.models import BatchState, ExpiryBatch, SessionEntry
 from pwexpire.responses import find_url
 from pwexpire.services.batches import (
     expire_everyone,
     expire_passwords,
     preview_expiry,
     resume_expiry,
+    stop_expiry,
 )
 from pwexpire.services.cancellations import cancel_expiry
-from pwexpire.services.selection import Selection
-from pwexpire.services.sessions import Progress, prune_batches, prune_index
+from pwexpire.services.index import build_index, prune_index, uses_index
+from pwexpire.services.sessions import prune_batches
+from pwexpire.services.staging import Progress
 from pwexpire.services.status import (
     active_batches,
     active_demands,
-    open_demands,
+    open_demand,
     password_status,
     read_state,
+    usable_password,
 )
 from pwexpire.sessionstore.registry import get_adapter
 
@@ -63,42 +65,7 @@ class Command(BaseCommand):
     help = "Expire passwords, and see what is expired."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-        def verb(name: str, text: str) -> ArgumentParser:
-            added: ArgumentParser = verbs.add_parser(name, help=text, description=text)
-            added.add_argument("--format", choices=["text", "json"], default="text")
-            return added
-
-        expire = verb("expire", "Demand a new password of the selected users.")
-        add_selectors(expire)
-        expire.add_argument("--dry-run", action="store_true", help="count, and write nothing")
-        expire.add_argument("--reason", default=Reason.ADMIN.value)
-        expire.add_argument("--require", default="change")
-        expire.add_argument(
-            "--sessions", choices=SessionAction.values, default=SessionAction.FLAG.value
-        )
-        expire.add_argument("--note", default="")
-        expire.add_argument("--actor", metavar="NAME", help="who asks for it")
-        add_selectors(verb("preview", "Count whom an expiry would meet."))
-        cancel = verb("cancel", "Lift demands from users, or those of a batch.")
-        add_selectors(cancel)
-        cancel.add_argument("--batch", type=int, metavar="ID")
-        cancel.add_argument("--note", default="")
-        cancel.add_argument("--actor", metavar="NAME")
-        resume = verb("resume", "Go on with interrupted batches.")
-        resume.add_argument("batch", nargs="?", type=int, metavar="ID")
-        add_selectors(resume)
-        status = verb("status", "What stands against a user, or in all.")
-        status.add_argument("--user", action="append", default=[], metavar="NAME")
-        sessions = verb("sessions", "The stored sessions: whose, flagged or not, until when.")
-        sessions.add_argument("--user", metavar="NAME")
-        sessions.add_argument("--flagged", action="store_true")
-        sessions.add_argument("--limit", type=int, metavar="N")
-        check = verb("check", "Prove that sessions are held; writes nothing.")
-        check.add_argument("--user", metavar="NAME", help="explain the verdict on a user")
-        prune = verb("prune", "Remove index entries of dead sessions, and batches that are met.")
-        prune.add_argument("--chunk", type=int, default=1000, metavar="N")
+        add_verbs(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -106,6 +73,11 @@ class Command(BaseCommand):
             (self.tell_json if options["format"] == "json" else self.tell_text)(answer)
         except (PasswordExpiryError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from None
+        except KeyboardInterrupt:
+            raise CommandError(
+                "Interrupted. manage.py pwexpire resume goes on with what is in force; "
+                "manage.py pwexpire status counts the unfinished batches."
+            ) from None
         except DatabaseFault as error:
             said = str(error).partition("\n")[0]
             raise CommandError(f"The database refused, is it migrated? {said}") from error
@@ -136,7 +108,11 @@ class Command(BaseCommand):
         with self.progress(options) as progress:
             if options["everyone"]:
                 return _batch(expire_everyone(**given, progress=progress))
-            return _batch(expire_passwords(users, **given, progress=progress))
+            enqueue = _enqueuer(options)
+            batch = expire_passwords(users, **given, progress=progress, defer=enqueue is not None)
+        if enqueue is not None:
+            enqueue(batch)
+        return _batch(batch)
 
     def do_preview(self, options: dict[str, Any]) -> Any:
         return asdict(preview_expiry(select(options), exclude=excluded(options)))
@@ -152,29 +128,51 @@ class Command(BaseCommand):
         users = select(options)
         if not options["everyone"]:
             return {"users_cancelled": cancel_expiry(users, **given)}
-        chunks = Selection(users).chunks()
-        lifted = sum(len(open_demands([pk for pk, usable in rows if usable])) for rows in chunks)
+        lifted = users.filter(usable_password() & open_demand()).count()
         for batch in active_batches().filter(everyone=True):
             cancel_expiry(batch, **given)
         cancel_expiry(users, **given)
         return {"users_cancelled": lifted}
 
     def do_resume(self, options: dict[str, Any]) -> Any:
+        enqueue = _enqueuer(options)
+        defer = enqueue is not None
         if options["batch"] is None:
             if names_somebody(options):
                 raise CommandError("Give the ID of the batch whose users these are.")
             rows = ExpiryBatch.objects.using(feed.using).filter(state__in=UNFINISHED)
-            return [
-                _batch(batch if batch.state == BatchState.STAGING else resume_expiry(batch))
+            batches = [
+                batch if batch.state == BatchState.STAGING else resume_expiry(batch, defer=defer)
                 for batch in rows.order_by("pk")
             ]
+        else:
+            batch, users = _find_batch(options["batch"]), None
+            selecting = batch.state in (BatchState.STAGING, BatchState.STOPPED)
+            if selecting and batch.number is None and not batch.everyone:
+                users = select(options)
+            with self.progress(options) as progress:
+                out = excluded(options)
+                resume_expiry(batch, users, exclude=out, progress=progress, defer=defer)
+            batches = [batch]
+        if enqueue is not None:
+            for batch in batches:
+                enqueue(batch)
+        told = [_batch(batch) for batch in batches]
+        return told if options["batch"] is None else told[0]
+
+    def do_stop(self, options: dict[str, Any]) -> Any:
         batch = _find_batch(options["batch"])
-        users = None
-        if batch.state == BatchState.STAGING and not batch.everyone:
-            users = select(options)
+        return {"batch": batch.pk, "stopped": stop_expiry(batch), "state": str(batch.state)}
+
+    def do_reindex(self, options: dict[str, Any]) -> Any:
+        adapter = get_adapter()
+        if not uses_index(adapter) or not adapter.supports_enumerate:
+            raise CommandError(
+                f"The session engine {adapter.name} needs no index, or cannot be listed, "
+                "or PWEXPIRE_SESSION_INDEX is False: there is nothing to do."
+            )
         with self.progress(options) as progress:
-            out = excluded(options)
-            return _batch(resume_expiry(batch, users, exclude=out, progress=progress))
+            return {"entries_added": build_index(adapter, progress)}
 
     def do_status(self, options: dict[str, Any]) -> Any:
         if options["user"]:
@@ -191,6 +189,7 @@ class Command(BaseCommand):
             "open_demands": active_demands(batch__holds=True).count(),
             "demands_on_everyone": active_batches().filter(everyone=True).count(),
             "unfinished_batches": batches.filter(state__in=UNFINISHED).count(),
+            "stopped_batches": batches.filter(state=BatchState.STOPPED).count(),
             "indexed_sessions": SessionEntry.objects.using(feed.using).count(),
             "index_complete": state.index_complete,
             "session_engine": adapter.name,
@@ -246,6 +245,17 @@ class Command(BaseCommand):
                 bar.refresh()
 
             yield progress
+
+
+def _enqueuer(options: dict[str, Any]) -> Callable[[ExpiryBatch], None] | None:
+    """What hands a batch over to tasks, if that was asked for and there is anybody to do them."""
+    if not options["enqueue"]:
+        return None
+    from pwexpire.tasks import NO_TASKS, enqueue_expiry, framework
+
+    if framework is None:  # said before anything is written
+        raise TasksUnavailable(NO_TASKS)
+    return enqueue_expiry
 
 
 def _find_tqdm() -> Any:

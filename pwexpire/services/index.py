@@ -1,0 +1,114 @@
+"""The index of session keys: kept at logins and logouts, built once for the sessions before."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from django.utils import timezone
+
+from pwexpire.conf import conf
+from pwexpire.feed import feed
+from pwexpire.models import EnforcementState, SessionEntry
+from pwexpire.retries import in_transaction, retried
+from pwexpire.services.selection import CHUNK, Selection, all_users, key_text
+from pwexpire.services.staging import Progress
+from pwexpire.services.status import read_state
+from pwexpire.sessionstore.base import SessionAdapter
+from pwexpire.sessionstore.registry import get_adapter
+
+KEY_MAX = 64
+
+
+def uses_index(adapter: SessionAdapter) -> bool:
+    return conf.session_index and adapter.supports_index
+
+
+def index_session(session_key: str | None, user: Any, *, replaces: str | None = None) -> None:
+    """Note whose session this is, and drop the dead ones of the same user."""
+    adapter = get_adapter()
+    if not uses_index(adapter):
+        return
+
+    def work() -> None:
+        entries = SessionEntry.objects.using(feed.using)
+        # A rotation that failed leaves the old session alive.
+        if replaces and replaces != session_key and not adapter.alive([replaces]):
+            entries.filter(pk=replaces).delete()
+        if not session_key or len(session_key) > KEY_MAX:
+            return
+        entries.update_or_create(
+            pk=session_key, defaults={"user_id": user.pk, "created_at": timezone.now()}
+        )
+        old = list(
+            entries.filter(user_id=user.pk)
+            .exclude(pk=session_key)
+            .order_by("created_at")
+            .values_list("pk", flat=True)[:100]
+        )
+        if old:
+            dead = set(old) - adapter.alive(old)
+            entries.filter(pk__in=dead).delete()
+
+    in_transaction(work, using=feed.using)
+
+
+def forget_session(session_key: str | None, *, if_dead: bool = False) -> None:
+    """``if_dead``: only if that can be seen in the store; a logout may have been rolled back."""
+    adapter = get_adapter()
+    if not session_key or not uses_index(adapter):
+        return
+    if if_dead and adapter.alive([session_key]):
+        return
+    entry = SessionEntry.objects.using(feed.using).filter(pk=session_key)
+    in_transaction(entry.delete, using=feed.using)
+
+
+def build_index(adapter: SessionAdapter, progress: Progress | None = None) -> int:
+    """Index the sessions that were there before pwexpire; one pass over all of them.
+
+    Returns how many were added. ``progress(done, total)``: the sessions that were looked at.
+    """
+    added = done = 0
+    stored = adapter.sessions(chunk=CHUNK)
+    while chunk := list(islice(stored, CHUNK)):
+        owners = {row.key: row.user_id for row in chunk if row.user_id and len(row.key) <= KEY_MAX}
+        added += _add(owners)
+        done += len(chunk)
+        if progress is not None:
+            progress(done, None)
+    read_state()
+    state = EnforcementState.objects.using(feed.using)
+    retried(lambda: state.update(index_complete=True), using=feed.using)
+    return added
+
+
+def _add(owners: dict[str, str]) -> int:
+    entries = SessionEntry.objects.using(feed.using)
+    there = set(entries.filter(pk__in=owners).values_list("pk", flat=True))
+    known = _existing({owner for key, owner in owners.items() if key not in there})
+    now = timezone.now()
+    new = [
+        SessionEntry(session_key=key, user_id=known[owner], created_at=now)
+        for key, owner in owners.items()
+        if key not in there and owner in known
+    ]
+    in_transaction(lambda: entries.bulk_create(new, ignore_conflicts=True), using=feed.using)
+    return len(new)
+
+
+def _existing(ids: set[str]) -> dict[str, Any]:
+    return {key_text(pk): pk for pk in Selection(all_users()).among(ids)}
+
+
+def prune_index(chunk: int = CHUNK) -> int:
+    """Remove index entries of sessions that are dead, ``chunk`` at a time; how many went."""
+    adapter = get_adapter()
+    entries = SessionEntry.objects.using(feed.using)
+    ordered = entries.order_by("pk").values_list("pk", flat=True)
+    removed, after = 0, ""
+    while keys := list(ordered.filter(pk__gt=after)[:chunk]):
+        dead = entries.filter(pk__in=set(keys) - adapter.alive(keys))
+        removed += in_transaction(dead.delete, using=feed.using)[0]
+        after = keys[-1]
+    return removed

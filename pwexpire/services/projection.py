@@ -1,0 +1,207 @@
+"""An active batch, carried into the stored sessions by any number of processes.
+
+The cursor of the batch says how far the work was given out, an ``ExpiryChunk`` what was given out
+and is not done. Who works at a chunk holds its row: with his process, or his connection, the lock
+goes as well, and the next one finds the chunk free. No clock and no lease is asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.db import connections
+from django.db.models import F, QuerySet
+
+from pwexpire.feed import feed
+from pwexpire.models import (
+    GIVEN_OUT,
+    BatchState,
+    Demand,
+    ExpiryBatch,
+    ExpiryChunk,
+    SessionAction,
+)
+from pwexpire.retries import in_transaction
+from pwexpire.services.index import uses_index
+from pwexpire.services.selection import CHUNK, Selection, key_text, members
+from pwexpire.services.sessions import (
+    Owners,
+    complete_index,
+    delete_sessions,
+    find_sessions,
+    finds_by_user,
+    sessions_of,
+)
+from pwexpire.services.staging import Progress
+from pwexpire.sessionstore.base import Outcome
+from pwexpire.sessionstore.registry import get_adapter
+
+BY_USER, BY_KEY = "user:", "key:"
+# Users without a session that are passed over while the batch is locked.
+PASSED_OVER_MAX = 50_000
+
+
+def project(
+    batch: ExpiryBatch, progress: Progress | None = None, seconds: float | None = None
+) -> None:
+    """Work at the batch until nothing of it is free; it is done when nobody else is at it."""
+    if not batch.everyone:
+        complete_index(get_adapter())
+        _work(batch, progress, None if seconds is None else time.monotonic() + seconds)
+    elif batch.cursor != GIVEN_OUT:
+        _rows(batch).update(cursor=GIVEN_OUT)
+    if not batch.chunks.using(feed.using).exists():
+        done = _rows(batch).filter(state=BatchState.ACTIVE, cursor=GIVEN_OUT)
+        in_transaction(partial(done.update, state=BatchState.DONE), using=feed.using)
+    batch.refresh_from_db(
+        using=feed.using, fields=["state", "cursor", "sessions_flagged", "sessions_ended"]
+    )
+
+
+def _work(batch: ExpiryBatch, progress: Progress | None, until: float | None) -> None:
+    done = 0
+    while until is None or time.monotonic() < until:
+        seen = in_transaction(partial(_do_chunk, batch), using=feed.using)
+        if seen is None:
+            seen = in_transaction(partial(_give_out, batch), using=feed.using)
+        if seen is None:
+            return
+        done += seen
+        if progress is not None:
+            progress(done, None)
+
+
+def _rows(batch: ExpiryBatch) -> QuerySet[ExpiryBatch]:
+    return ExpiryBatch.objects.using(feed.using).filter(pk=batch.pk)
+
+
+def _lock(batch: ExpiryBatch) -> ExpiryBatch:
+    if not connections[feed.using].features.has_select_for_update:
+        # SQLite: who begins by writing waits for the other, who has read before is refused.
+        _rows(batch).update(cursor=F("cursor"))
+    return _rows(batch).select_for_update().get()
+
+
+def _do_chunk(batch: ExpiryBatch) -> int | None:
+    """Do a part that is free; how many sessions it met, ``None``: there is none."""
+    chunks = batch.chunks.using(feed.using).order_by("pk")
+    if connections[feed.using].features.has_select_for_update_skip_locked:
+        chunks = chunks.select_for_update(skip_locked=True)
+        row = _rows(batch).get()
+    else:
+        row = _lock(batch)
+    if row.state != BatchState.ACTIVE:
+        return None
+    chunk = chunks.first()
+    # Without row locks, who deletes it has it; a killed process deletes nothing.
+    if chunk is None or not batch.chunks.using(feed.using).filter(pk=chunk.pk).delete()[0]:
+        return None
+    return _write(batch, chunk.lower, chunk.upper)
+
+
+def _give_out(batch: ExpiryBatch) -> int | None:
+    """Make the next part free; ``None``: there is nothing left."""
+    row = _lock(batch)
+    if row.state != BatchState.ACTIVE or row.cursor == GIVEN_OUT:
+        return None
+    adapter = get_adapter()
+    kind, part = BY_KEY, _part_of_keys
+    if finds_by_user(adapter):
+        kind = BY_USER
+        part = _part_by_column if adapter.supports_user_lookup else _part_by_index
+    lower, upper = part(batch, row.cursor if row.cursor.startswith(kind) else kind)
+    if upper is None:  # the last one is done at once, while nobody else can look for it
+        seen = _write(batch, lower, "")
+        _rows(batch).update(cursor=GIVEN_OUT)
+        return seen
+    if lower != upper:
+        ExpiryChunk.objects.using(feed.using).create(batch=batch, lower=lower, upper=upper)
+    _rows(batch).update(cursor=upper)
+    return 0
+
+
+def _part_by_index(batch: ExpiryBatch, lower: str) -> tuple[str, str | None]:
+    rows = list(_indexed(batch, lower, "")[:CHUNK])
+    return lower, None if len(rows) < CHUNK else BY_USER + key_text(rows[-1][1])
+
+
+def _part_by_column(batch: ExpiryBatch, lower: str) -> tuple[str, str | None]:
+    """The next chunk of users who have any sessions; to ``None``: it is the last one."""
+    for _ in range(PASSED_OVER_MAX // CHUNK):
+        pks = _demanded(batch, lower, "")
+        if len(pks) < CHUNK:
+            return lower, None
+        upper = BY_USER + key_text(pks[-1])
+        if any(sessions_of(pks)):
+            return lower, upper
+        lower = upper
+    return lower, lower
+
+
+def _part_of_keys(batch: ExpiryBatch, lower: str) -> tuple[str, str | None]:
+    last = get_adapter().last_key(lower.removeprefix(BY_KEY), CHUNK)
+    return lower, None if last is None else BY_KEY + last
+
+
+def _open(batch: ExpiryBatch, lower: str, upper: str) -> QuerySet[Demand]:
+    """What is demanded of the users of this part who have not changed the password meanwhile."""
+    to_python = get_user_model()._meta.pk.to_python
+    demands = Demand.objects.using(feed.using).filter(batch=batch)
+    if start := lower.removeprefix(BY_USER):
+        demands = demands.filter(user_id__gt=to_python(start))
+    if upper:
+        demands = demands.filter(user_id__lte=to_python(upper.removeprefix(BY_USER)))
+    return demands.order_by("user_id")
+
+
+def _demanded(batch: ExpiryBatch, lower: str, upper: str) -> list[Any]:
+    return list(_open(batch, lower, upper).values_list("user_id", flat=True)[:CHUNK])
+
+
+def _indexed(batch: ExpiryBatch, lower: str, upper: str) -> QuerySet[Any, tuple[str, Any]]:
+    """(session key, user) of a part; users without sessions cost no more than the join."""
+    key = "user__pwexpire_sessions"
+    rows = _open(batch, lower, upper).filter(**{f"{key}__isnull": False})
+    return rows.values_list(key, "user_id")
+
+
+def _write(batch: ExpiryBatch, lower: str, upper: str) -> int:
+    """Flag or end the sessions of this part, and count them; how many were met."""
+    outcomes: Counter[Outcome] = Counter()
+    seen = 0
+    for owners in _find(batch, lower, upper):
+        seen += len(owners)
+        if batch.sessions == SessionAction.END:
+            outcomes.update(delete_sessions(owners))
+        elif owners:
+            number = batch.number
+            wanted = {key: (key_text(pk), number) for key, pk in owners.items()}
+            outcomes.update(get_adapter().flag(wanted))
+    flagged, ended = outcomes[Outcome.FLAGGED], outcomes[Outcome.ENDED]
+    if flagged or ended:
+        _rows(batch).update(
+            sessions_flagged=F("sessions_flagged") + flagged,
+            sessions_ended=F("sessions_ended") + ended,
+        )
+    return seen
+
+
+def _find(batch: ExpiryBatch, lower: str, upper: str) -> Iterator[Owners]:
+    if lower.startswith(BY_USER) and uses_index(get_adapter()):
+        rows = iter(list(_indexed(batch, lower, upper)))
+        while page := dict(islice(rows, CHUNK)):
+            yield page
+        return
+    if lower.startswith(BY_USER):
+        while pks := _demanded(batch, lower, upper):
+            yield from sessions_of(pks)
+            lower = BY_USER + key_text(pks[-1])
+        return
+    after, last = lower.removeprefix(BY_KEY), upper.removeprefix(BY_KEY)
+    yield from find_sessions(Selection(members(batch)), after=after, last=last)

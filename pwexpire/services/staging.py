@@ -1,0 +1,103 @@
+"""Who is meant by a batch, written down a chunk a transaction. Nobody is held by it yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.core.exceptions import EmptyResultSet
+from django.db import connections, models
+from django.db.models import BigIntegerField, Count, QuerySet, Value
+
+from pwexpire.feed import feed
+from pwexpire.models import BatchState, Demand, Exclusion, ExpiryBatch, SessionAction
+from pwexpire.retries import in_transaction
+from pwexpire.services.selection import CHUNK, Selection
+from pwexpire.services.status import open_demand, usable_password
+
+Progress = Callable[[int, int | None], None]
+COUNTS = ("users_expired", "users_already_expired", "users_not_applicable")
+
+
+def stage(batch: ExpiryBatch, selection: Selection | None, progress: Progress | None) -> None:
+    """Go on from the cursor of the batch to the end of ``selection``, if nobody stops it."""
+    done = 0
+    while True:
+        seen = in_transaction(lambda: _stage_chunk(batch, selection), using=feed.using)
+        if seen is None:
+            return
+        done += seen
+        if progress is not None:
+            progress(done, None)
+
+
+def _stage_chunk(batch: ExpiryBatch, selection: Selection | None) -> int | None:
+    """How many users were looked at; ``None`` if there is nothing left to do here."""
+    rows = ExpiryBatch.objects.using(feed.using)
+    # Two processes that stage the same batch take turns.
+    row = rows.select_for_update().get(pk=batch.pk)
+    for name in (*COUNTS, "state", "cursor"):
+        setattr(batch, name, getattr(row, name))
+    if batch.state != BatchState.STAGING:
+        return None
+    part = selection.part(batch.cursor) if selection is not None else None
+    if part is None:
+        batch.state, batch.cursor = BatchState.STAGED, ""
+        for name in COUNTS if not batch.everyone else ():
+            setattr(batch, name, getattr(batch, name) or 0)
+        batch.save(using=feed.using, update_fields=[*COUNTS, "state", "cursor"])
+        return None
+    users, batch.cursor = part
+    if batch.everyone:
+        seen = _insert(Exclusion, batch, users)
+    else:
+        seen = _demand(batch, users)
+    batch.save(using=feed.using, update_fields=[*COUNTS, "cursor"])
+    return seen
+
+
+def _demand(batch: ExpiryBatch, users: QuerySet[Any]) -> int:
+    found = users.aggregate(seen=Count("pk"), usable=Count("pk", filter=usable_password()))
+    seen: int = found["seen"]
+    usable = seen
+    held = 0
+    if batch.holds:
+        users, usable = users.filter(usable_password()), found["usable"]
+        if batch.sessions == SessionAction.END:  # a demand that is open did not end them
+            held = users.filter(open_demand()).count()
+        else:
+            users = users.filter(~open_demand())
+    written = _insert(Demand, batch, users)
+    if not held:
+        held = usable - written
+    counts = (usable - held, held, seen - usable)
+    for name, count in zip(COUNTS, counts, strict=True):
+        setattr(batch, name, (getattr(batch, name) or 0) + count)
+    return seen
+
+
+def _insert(model: type[models.Model], batch: ExpiryBatch, users: QuerySet[Any]) -> int:
+    """One row for each of ``users``; how many there are."""
+    connection = connections[feed.using]
+    if connection.vendor not in ("postgresql", "sqlite"):
+        # INSERT..SELECT would lock the users as well (InnoDB).
+        pks = list(users.values_list("pk", flat=True))
+        model._default_manager.using(feed.using).bulk_create(
+            [model(batch=batch, user_id=pk) for pk in pks], batch_size=CHUNK, ignore_conflicts=True
+        )
+        return len(pks)
+    number = Value(batch.pk, output_field=BigIntegerField())
+    chosen = users.values_list(number, "pk")
+    try:
+        select, params = chosen.query.get_compiler(feed.using).as_sql()
+    except EmptyResultSet:
+        return 0
+    quote = connection.ops.quote_name
+    fields = {field.name: field for field in model._meta.concrete_fields}
+    table = quote(model._meta.db_table)
+    columns = [quote(str(fields[name].column)) for name in ("batch", "user")]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {table} ({', '.join(columns)}) {select} ON CONFLICT DO NOTHING", params
+        )
+        return int(cursor.rowcount)

@@ -1,0 +1,63 @@
+"""Sessions flagged in the background, by workers of Django's Tasks framework, whatever its backend.
+
+``django.tasks`` since Django 6.0, the package django-tasks before.
+"""
+
+from __future__ import annotations
+
+from django.db import transaction
+
+from pwexpire.compat import find_tasks
+from pwexpire.conf import conf
+from pwexpire.exceptions import TasksUnavailable
+from pwexpire.feed import feed
+from pwexpire.models import BatchState, ExpiryBatch
+from pwexpire.services import resume_expiry
+
+# Queues give a job so long and no longer; RQ's default is three minutes.
+TASK_SECONDS = 60.0
+NO_TASKS = "There is no Tasks framework: use Django 6.0, or install pwexpire[tasks]."
+
+
+def work_at_expiry(batch_id: int) -> str:
+    """Take part in a batch for a minute, and hand over to another task if work is left.
+
+    Run twice, late or beside others it does no harm. Returns the state of the batch.
+    """
+    batch = ExpiryBatch.objects.using(feed.using).filter(pk=batch_id).first()
+    if batch is None:
+        return "gone"
+    if batch.state in (BatchState.STAGED, BatchState.ACTIVE):
+        resume_expiry(batch, seconds=TASK_SECONDS)
+        if batch.is_unfinished:
+            _send(batch.pk)
+    return str(batch.state)
+
+
+framework = find_tasks()
+if framework is not None:  # pragma: no branch
+    as_task = framework.task(backend=conf.task_backend, queue_name=conf.task_queue)
+    work_at_expiry = as_task(work_at_expiry)
+
+
+def _send(batch_id: int) -> None:
+    given = {"backend": conf.task_backend, "queue_name": conf.task_queue}
+    work_at_expiry.using(**given).enqueue(batch_id)  # type: ignore[attr-defined]
+
+
+def enqueue_expiry(batch: ExpiryBatch) -> None:
+    """Enqueue ``PWEXPIRE_TASKS_PER_BATCH`` tasks that flag or end the sessions of ``batch``.
+
+    For a batch that ``expire_passwords(…, defer=True)`` returned, or one that was interrupted after
+    it was in force. Inside a transaction they are enqueued at its commit.
+    Raises ``TasksUnavailable`` if there is no Tasks framework.
+    """
+    if framework is None:
+        raise TasksUnavailable(NO_TASKS)
+
+    def send() -> None:
+        batch.refresh_from_db(using=feed.using)
+        for _ in range(conf.tasks_per_batch if batch.is_unfinished else 0):
+            _send(batch.pk)
+
+    transaction.on_commit(send, using=feed.using)
