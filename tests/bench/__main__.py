@@ -1,4 +1,4 @@
-"""What pwexpire costs, as ratios within one run: ``python -m tests.bench [--quick] [--json FILE]``.
+"""What pwexpire costs, as ratios within one run: ``python -m tests.bench --help``.
 
 Two sides are measured in turns, in alternating order, and the ratios of the pairs are summed up by
 their median and its 95 % interval: what else the machine does meets both sides.
@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tests import servers
+from tests.bench.sections import NAMES, run
+
 SETTINGS = "tests.bench.settings"
+PEERS = ["password_policies", "password_rotate"]
+DATABASES = ["sqlite", "postgresql"]
 
 
 def find_troubles(peers: list[str]) -> dict[str, str]:
@@ -45,129 +50,84 @@ def plain(value: object) -> Any:
     raise TypeError(f"{value!r} is not for JSON")
 
 
-def judge(value: Any, limit: float, *, most: bool) -> tuple[float, str]:
-    """The figure, and whether it is met; an interval on both sides of the limit decides nothing."""
-    ends = (value.low, value.high) if hasattr(value, "median") else (value, value)
-    met = {end <= limit if most else end >= limit for end in ends}
-    answer = "too noisy to say" if len(met) == 2 else "yes" if met == {True} else "no"
-    return getattr(value, "median", value), answer
+def arguments() -> argparse.Namespace:
+    said = (__doc__ or "").partition("\n\n")[2]
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=said)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="smaller numbers, a few minutes")
+    add("--on", nargs="+", choices=DATABASES, default=["sqlite"], help="one after the other")
+    add("--only", nargs="+", choices=NAMES, default=[], metavar="NAME", help=", ".join(NAMES))
+    add("--json", type=Path, metavar="FILE", help="write the figures there too")
+    add("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
+    add("--from", dest="given", nargs="+", type=Path, metavar="FILE", help="draw these, no run")
+    options = parser.parse_args()
+    if options.given and not options.plot:
+        parser.error("--from needs --plot: it draws figures that were written by --json")
+    if options.plot and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install matplotlib")
+    for name in options.on if not options.given else ():
+        if name == "postgresql" and find_spec("psycopg") is None:
+            parser.error('PostgreSQL needs its driver: pip install "psycopg[binary]"')
+        if not servers.answers(name):
+            parser.error(f"{name} does not answer at {servers.address(name)}")
+    return options
 
 
-def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
-    idle, flagging, stranger = found["idle"][1], found["flagging"], found["strangers"][0]
-    wanted = [
-        ("an idle request takes, times", idle["time"], 1.03, True),
-        ("the same in CPU time", idle["cpu"], 1.03, True),
-        ("the same in function calls", idle["calls"], 1.03, True),
-        ("queries that it adds", idle["reads_added"], 0, True),
-        ("writes that it adds", idle["writes_added"], 0, True),
-        ("queries of an anonymous request", stranger["reads_added"], 0, True),
-        ("`Vary: Cookie` on it", float("Cookie" in stranger["vary"]), 0, True),
-        ("flagging, times as fast as the loop", flagging["flag_faster_than_loop"], 8, False),
-        ("peak memory of four times the sessions", found["memory"]["flag_ratio"], 1.2, True),
-        ("`expire_everyone` of the many takes, times", found["everyone"]["ratio"], 5, True),
-    ]
-    rows = []
-    for name, value, limit, most in wanted:
-        figure, answer = judge(value, limit, most=most)
-        target = f"{'at most' if most else 'at least'} {limit}"
-        rows.append({"name": name, "value": figure, "target": target, "met": answer})
-    return rows
+def measure(on: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """In this process, which is a Django of its own."""
+    from tests.bench.report import report
 
-
-def report(found: dict[str, Any]) -> str:
-    from tests.bench.measure import table
-
-    idle = []
-    for row in found["idle"]:
-        if "trouble" in row:
-            idle.append([row["name"], row["trouble"], "", "", "", "", ""])
-            continue
-        cells = [row["time"].text(3), row["cpu"].text(3), f"{row['calls']:.3f}"]
-        cells += [f"{row['added_us']:.1f}", f"{row['reads_added']:g}", f"{row['writes_added']:g}"]
-        idle.append([row["name"], *cells])
-    head = ["a logged-in request, with / without", "time", "CPU time", "calls", "µs added"]
-    head += ["queries added", "writes added"]
-    strangers = [
-        [row["name"], f"{row['reads_added']:g}", f"{row['writes_added']:g}", row["vary"] or "none"]
-        for row in found["strangers"]
-    ]
-    flagging, memory, everyone = found["flagging"], found["memory"], found["everyone"]
-    bulk = [
-        ["`flag_sessions`", flagging["flag_faster_than_loop"].text(1)],
-        ["`flag_sessions`, building its index first", flagging["first_flag_faster_than_loop"]],
-        ["`expire_passwords`, records and flags", flagging["expire_faster_than_loop"]],
-        ["the floor: read, decode, encode, one write", flagging["floor_faster_than_loop"]],
-    ]
-    bulk = [[name, cell if isinstance(cell, str) else cell.text(1)] for name, cell in bulk]
-    inside = flagging["flag_faster_than_loop_in_transaction"].text(1)
-    goals = [
-        [row["name"], f"{row['value']:.4g}", row["target"], row["met"]] for row in found["targets"]
-    ]
-    (one, four), (one_more, four_more) = memory["flag_mib"], memory["expire_mib"]
-    few, many = everyone["statements"]
-    parts = [
-        f"{found['versions']}. Medians, in brackets their 95 % intervals, of interleaved pairs.",
-        table(head, idle),
-        "A view that does not read the session:",
-        table(["request", "queries added", "writes added", "Vary"], strangers),
-        f"{flagging['sessions']:,} stored sessions, against a loop that loads and saves each:",
-        table(["way", "times as fast"], bulk),
-        f"- `flag_sessions`, against that loop inside one transaction: {inside} times as fast\n"
-        f"- `flag_sessions` / floor: {flagging['flag_over_floor'].text()}\n"
-        f"- `expire_passwords` / floor: {flagging['expire_over_floor'].text()}\n"
-        f"- decoding and encoding / floor: {flagging['codec_share_of_floor'].text()}\n"
-        f"- statements for 1,000 sessions: {flagging['flag_statements_per_1000']:.1f}\n"
-        f"- peak memory for {memory['few']:,} and {memory['many']:,} sessions: {one:.1f} and "
-        f"{four:.1f} MiB (`flag_sessions`), {one_more:.1f} and {four_more:.1f} MiB "
-        "(`expire_passwords`)\n"
-        f"- `expire_everyone`, {everyone['many']:,} users / {everyone['few']:,} users: "
-        f"{everyone['ratio'].text()}, with {few} and {many} statements",
-        table(["target", "measured", "wanted", "met"], goals),
-    ]
-    return "\n\n".join(parts)
-
-
-def run(quick: bool, troubles: dict[str, str]) -> dict[str, Any]:
-    import django
-
-    django.setup()
-    from django.core.management import call_command
-
-    from tests.bench import bulk, idle, measure
-
-    call_command("migrate", verbosity=0)
-    size = 2_000 if quick else 20_000
-    kind = "quick run" if quick else "full run"
-    found: dict[str, Any] = {
-        "versions": f"Python {platform.python_version()}, Django {django.__version__}, SQLite, "
-        f"{os.cpu_count()} cores, {kind}"
-    }
-    start = measure.snapshot("empty.sqlite3")
-    found["idle"] = idle.measure_idle(40 if quick else 400, 50, troubles)
-    found["strangers"] = idle.measure_strangers()
-    found["flagging"] = bulk.measure_flagging(size, 3, start)
-    found["memory"] = bulk.measure_memory(size // 4, size, start)
-    found["everyone"] = bulk.measure_everyone(200, size * 10, 5 if quick else 9, start)
-    found["targets"] = targets(found)
+    name = f"pwexpire_bench_{os.getpid()}"
+    os.environ["PWEXPIRE_BENCH_ON"] = on
+    os.environ["PWEXPIRE_BENCH_NAME"] = str(folder / name) if on == "sqlite" else name
+    os.environ["DJANGO_SETTINGS_MODULE"] = SETTINGS
+    troubles = find_troubles(PEERS)
+    os.environ["PWEXPIRE_BENCH_PEERS"] = " ".join(peer for peer in PEERS if peer not in troubles)
+    found = run(on, options.only, troubles, quick=options.quick)
+    print(report(found), flush=True)
     return found
 
 
+def measure_apart(on: str, options: argparse.Namespace, folder: Path) -> list[Any]:
+    """A Django knows one set of settings: with several databases, each has a process of its own."""
+    kept = folder / f"{on}.json"
+    command = [sys.executable, "-m", "tests.bench", "--on", on, "--json", str(kept)]
+    command += ["--quick"] if options.quick else []
+    command += ["--only", *options.only] if options.only else []
+    with subprocess.Popen(command) as child:
+        try:
+            code = child.wait()
+        except BaseException:
+            child.terminate()  # not killed: it drops what it made
+            raise
+    if code and not kept.exists():
+        sys.exit(code)
+    print(flush=True)
+    return list(json.loads(kept.read_text()))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller numbers, a minute")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there too")
-    options = parser.parse_args()
-    peers = ["password_policies", "password_rotate"]
+    options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("The benchmark was ended."))
+    runs: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["PWEXPIRE_BENCH_FILE"] = str(Path(folder) / "bench.sqlite3")
-        os.environ["DJANGO_SETTINGS_MODULE"] = SETTINGS
-        troubles = find_troubles(peers)
-        os.environ["PWEXPIRE_BENCH_PEERS"] = " ".join(p for p in peers if p not in troubles)
-        found = run(options.quick, troubles)
-        print(report(found))
-        if options.json:
-            options.json.write_text(json.dumps(found, indent=2, default=plain) + "\n")
+        for path in options.given or ():
+            runs += json.loads(path.read_text())
+        if not options.given and len(options.on) == 1:
+            runs.append(measure(options.on[0], options, Path(folder)))
+        elif not options.given:
+            for on in options.on:
+                runs += measure_apart(on, options, Path(folder))
+    # The same, whether it was measured here or read: dictionaries and numbers.
+    text = json.dumps(runs, indent=2, default=plain)
+    if options.json:
+        options.json.write_text(text + "\n")
+    if options.plot:
+        from tests.bench.plot import plot
+
+        plot(json.loads(text), options.plot)
+    if any(run.get("failed") for run in runs):
+        sys.exit("Not everything could be measured: see above.")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from django.core.signals import setting_changed
 from django.http import HttpResponse
 from django.test import RequestFactory, override_settings
 
-from tests.bench.measure import CART, PASSWORD, Spread, counted_queries, timed
+from tests.bench.data import CART, PASSWORD
+from tests.bench.measure import Spread, counted_queries, timed
 
 OURS = "pwexpire.middleware.PasswordExpiryMiddleware"
 POLL = "PWEXPIRE_POLL_SECONDS"

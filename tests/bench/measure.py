@@ -1,28 +1,18 @@
-"""Timing, counting and the data that the measurements share."""
+"""Timing, counting and summing up, for all measurements."""
 
 from __future__ import annotations
 
 import gc
 import math
-import os
-import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
-from django.contrib.auth.hashers import make_password
 from django.db import connection
-
-from pwexpire.feed import feed
-
-DATABASE = Path(os.environ["PWEXPIRE_BENCH_FILE"])
-PASSWORD = make_password("old-Password-1")
-CART = [{"sku": f"item-{n}", "quantity": n, "price": "12.50"} for n in range(5)]
 
 
 @dataclass
@@ -39,10 +29,16 @@ class Spread:
     pairs: int
 
     @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        ranked, count = sorted(values), len(values)
+    def of(cls, values: Iterable[float]) -> Spread:
+        ranked = sorted(values)
+        count = len(ranked)
         rank = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
         return cls(statistics.median(ranked), ranked[rank], ranked[-1 - rank], count)
+
+    @classmethod
+    def between(cls, over: Iterable[float], under: Iterable[float]) -> Spread:
+        """Of the ratios of pairs."""
+        return cls.of(one / two for one, two in zip(over, under, strict=True))
 
     def text(self, digits: int = 2) -> str:
         return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
@@ -83,40 +79,15 @@ def timed(work: Callable[[], Any]) -> Timer:
     return Timer(wall=time.perf_counter() - wall, cpu=time.thread_time() - cpu)
 
 
-def snapshot(name: str) -> Path:
-    """Keep the database as it is now."""
-    connection.close()
-    kept = DATABASE.with_name(name)
-    shutil.copyfile(DATABASE, kept)
-    return kept
+def in_turns(turn: int, ways: Iterable[Any]) -> list[Any]:
+    """Forth and back, so that no way always has the same one before it."""
+    order = list(ways)
+    return order[::-1] if turn % 2 else order
 
 
-def restore(kept: Path) -> None:
-    """Bring back the same bytes, so that each measured run meets the same data."""
-    connection.close()
-    shutil.copyfile(kept, DATABASE)
-    feed.drop()
-    get_user_model().objects.first()  # opening the file is not measured
-
-
-def add_users(count: int) -> None:
-    model = get_user_model()
-    for start in range(0, count, 5_000):
-        stop = min(start + 5_000, count)
-        model.objects.bulk_create(
-            model(username=f"user{n}", password=PASSWORD) for n in range(start, stop)
-        )
-
-
-def payload(user: Any) -> dict[str, Any]:
-    """What a session of a small shop holds."""
-    return {
-        SESSION_KEY: str(user.pk),
-        BACKEND_SESSION_KEY: "django.contrib.auth.backends.ModelBackend",
-        HASH_SESSION_KEY: user.get_session_auth_hash(),
-        "cart": CART,
-        "language": "en",
-    }
+def say(text: str) -> None:
+    """Progress, beside the figures."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

@@ -1,12 +1,15 @@
-"""A project as ``startproject`` makes it, SQLite in a file, without pwexpire's middleware."""
+"""A project as ``startproject`` makes it, without pwexpire's middleware, on the chosen database."""
 
 from __future__ import annotations
 
 import os
 
+from tests import servers
+
 SECRET_KEY = "bench-" + "k" * 60
 ALLOWED_HOSTS = ["*"]
 USE_TZ = True
+TIME_ZONE = "UTC"
 ROOT_URLCONF = "tests.bench.urls"
 PEERS = os.environ.get("PWEXPIRE_BENCH_PEERS", "").split()
 INSTALLED_APPS = [
@@ -28,9 +31,9 @@ MIDDLEWARE = [
 ]
 DATABASES = {
     "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("PWEXPIRE_BENCH_FILE", ":memory:"),
-        "CONN_MAX_AGE": None,  # opening a file per request would hide what is measured
+        **servers.database(os.environ.get("PWEXPIRE_BENCH_ON", "sqlite")),
+        "NAME": os.environ.get("PWEXPIRE_BENCH_NAME", ":memory:"),
+        "CONN_MAX_AGE": None,  # a connection per request would hide what is measured
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -1,0 +1,144 @@
+"""What is measured on one database, and how much of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sizes:
+    idle_pairs: int
+    # Number of sessions -> rounds.
+    flagging: dict[int, int]
+    loop_most: int
+    detailed: int
+    memory: tuple[int, int]
+    one: list[int]
+    one_rounds: int
+    users: int
+    users_rounds: int
+    everyone_rounds: int
+    reach_rounds: int
+    waiting_few: int
+    waiting_pairs: int
+    workers: int
+    workers_rounds: int
+
+
+FULL = Sizes(
+    idle_pairs=400,
+    flagging={1_000: 9, 10_000: 5, 100_000: 3},
+    loop_most=10_000,
+    detailed=10_000,
+    memory=(5_000, 20_000),
+    one=[1_000, 100_000, 1_000_000],
+    one_rounds=24,
+    users=1_000_000,
+    users_rounds=3,
+    everyone_rounds=24,
+    reach_rounds=7,
+    waiting_few=1_000,
+    waiting_pairs=40,
+    workers=100_000,
+    workers_rounds=5,
+)
+QUICK = Sizes(
+    idle_pairs=40,
+    flagging={500: 5, 2_000: 3, 8_000: 3},
+    loop_most=2_000,
+    detailed=2_000,
+    memory=(2_000, 8_000),
+    one=[1_000, 10_000, 100_000],
+    one_rounds=8,
+    users=100_000,
+    users_rounds=3,
+    everyone_rounds=8,
+    reach_rounds=3,
+    waiting_few=1_000,
+    waiting_pairs=10,
+    workers=8_000,
+    workers_rounds=3,
+)
+
+NAMES = [
+    "idle",
+    "flagging",
+    "memory",
+    "one",
+    "users",
+    "everyone",
+    "reach",
+    "waiting",
+    "workers",
+]
+
+
+def _idle(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Any]:
+    from tests.bench import idle
+    from tests.bench.databases import databases
+
+    databases().make()
+    rows = idle.measure_idle(sizes.idle_pairs, 50, troubles)
+    return {"requests": rows, "strangers": idle.measure_strangers()}
+
+
+def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], Any]]:
+    from tests.bench import flagging, reach, scale, waiting, workers
+
+    few, many = sizes.one[0], sizes.one[-1]
+    return {
+        "idle": lambda: _idle(sizes, troubles),
+        "flagging": lambda: flagging.measure_flagging(
+            sizes.flagging, sizes.loop_most, sizes.detailed
+        ),
+        "memory": lambda: flagging.measure_memory(*sizes.memory),
+        "one": lambda: scale.measure_one(sizes.one, sizes.one_rounds),
+        "users": lambda: scale.measure_users(sizes.users, sizes.users_rounds),
+        "everyone": lambda: scale.measure_everyone(few, many, sizes.everyone_rounds),
+        "reach": lambda: reach.measure_reach(many, sizes.reach_rounds, sizes.detailed // 2),
+        "waiting": lambda: waiting.measure_waiting(
+            sizes.waiting_few, sizes.users, sizes.waiting_pairs
+        ),
+        "workers": lambda: workers.measure_workers(sizes.workers, sizes.workers_rounds),
+    }
+
+
+def run(on: str, only: list[str], troubles: dict[str, str], *, quick: bool) -> dict[str, Any]:
+    """Everything, or the sections named in ``only``, on a database that is dropped afterwards."""
+    import django
+
+    django.setup()
+    from tests.bench.databases import databases
+    from tests.bench.measure import say
+    from tests.bench.targets import targets
+
+    failed: dict[str, str] = {}
+    found: dict[str, Any] = {"database": on, "failed": failed}
+    seconds: dict[str, float] = {}
+    try:
+        databases().make()
+        found["versions"] = (
+            f"Python {platform.python_version()}, Django {django.__version__}, "
+            f"{databases().version()}, {os.cpu_count()} cores, {'quick' if quick else 'full'} run"
+        )
+        sections = _sections(QUICK if quick else FULL, troubles)
+        for name in only or NAMES:
+            say(f"{on}: {name}")
+            began = time.monotonic()
+            try:
+                found[name] = sections[name]()
+            except Exception as error:  # the figures of the others are not lost by it
+                traceback.print_exc()
+                failed[name] = f"{type(error).__name__}: {error}"
+            seconds[name] = round(time.monotonic() - began, 1)
+    finally:
+        databases().drop_all()
+    found["section_seconds"] = seconds
+    found["targets"] = targets(found)
+    return found

@@ -1,0 +1,85 @@
+"""What is wanted of the figures, and whether they are it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+# How many times as fast as the naive loop: where a commit is dear, more is saved.
+FASTER_THAN_LOOP = {"sqlite": 10, "postgresql": 20}
+
+# What it is, the figure, its limit, whether that is the most (or the least) it may be.
+Wanted = tuple[str, Any, float, bool]
+
+
+def judge(value: Any, limit: float, *, most: bool) -> tuple[float, str]:
+    """The figure, and whether it is met; an interval on both sides of the limit decides nothing."""
+    ends = (value.low, value.high) if hasattr(value, "median") else (value, value)
+    met = {end <= limit if most else end >= limit for end in ends}
+    answer = "too noisy to say" if len(met) == 2 else "yes" if met == {True} else "no"
+    return getattr(value, "median", value), answer
+
+
+def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, value, limit, most in _wanted(found):
+        figure, answer = judge(value, limit, most=most)
+        target = f"at {'most' if most else 'least'} {limit:g}"
+        rows.append({"name": name, "value": figure, "target": target, "met": answer})
+    return rows
+
+
+def _wanted(found: dict[str, Any]) -> Iterator[Wanted]:
+    if "idle" in found:
+        yield from _idle(found["idle"])
+    for size in found.get("flagging", ()):
+        yield from _flagging(size, FASTER_THAN_LOOP[found["database"]])
+    if "memory" in found:
+        memory = found["memory"]
+        times = memory["many"] // memory["few"]
+        yield f"memory of flagging {times} times as many sessions", memory["flag_ratio"], 1.2, True
+    yield from _scale(found)
+    if "reach" in found:
+        late, poll = found["reach"]["last_let_through_seconds"], found["reach"]["poll_seconds"]
+        yield "seconds after which a session still passed one of four servers", late, poll, True
+    if "waiting" in found:
+        waiting = found["waiting"]
+        name = f"a request beside {waiting['many']:,} waiting users / {waiting['few']:,}"
+        yield name, waiting["ratio"], 1.05, True
+        yield "queries that they add to it", max(waiting["queries_added"]), 0, True
+    workers = found.get("workers", {})
+    if "faster" in workers and found["database"] != "sqlite":
+        yield "two workers, times as fast as one", workers["faster"], 1.7, False
+
+
+def _idle(found: dict[str, Any]) -> Iterator[Wanted]:
+    row, stranger = found["requests"][1], found["strangers"][0]
+    yield "an idle request takes, times", row["time"], 1.03, True
+    yield "the same in CPU time", row["cpu"], 1.03, True
+    yield "the same in function calls", row["calls"], 1.03, True
+    yield "queries that it adds", row["reads_added"], 0, True
+    yield "writes that it adds", row["writes_added"], 0, True
+    yield "queries of an anonymous request", stranger["reads_added"], 0, True
+    yield "`Vary: Cookie` on it", float("Cookie" in stranger["vary"]), 0, True
+
+
+def _flagging(found: dict[str, Any], least: float) -> Iterator[Wanted]:
+    for way, name in (("flag", "`flag_sessions`"), ("expire", "`expire_passwords`")):
+        start = f"{name} of {found['sessions']:,}"
+        yield f"{start}, times as fast as the loop", found[f"{way}_faster_than_loop"], least, False
+        yield f"{start} / floor", found[f"{way}_over_floor"], 1.5, True
+
+
+def _scale(found: dict[str, Any]) -> Iterator[Wanted]:
+    if "one" in found:
+        one = found["one"]
+        name = f"expiring one user among {one['sizes'][-1]:,} sessions / {one['sizes'][0]:,}"
+        yield name, one["ratios"][-1], 3, True
+    if "users" in found:
+        users = found["users"]
+        yield f"expiring {users['users']:,} users / one bare `UPDATE`", users["ratio"], 3, True
+        yield "MiB that it adds to an idle process", users["added_mib"], 60, True
+    if "everyone" in found:
+        every = found["everyone"]
+        name = f"`expire_everyone` of {every['many']:,} users / {every['few']:,}"
+        yield name, every["ratio"], 1.5, True
