@@ -1,20 +1,80 @@
 from __future__ import annotations
 
 import functools
+import os
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.core.cache import caches
-from django.db import connection
-from django.test import AsyncClient, Client
+from django.db import connection, connections, transaction
+from django.test import AsyncClient, Client, TransactionTestCase
 from django.test.utils import CaptureQueriesContext
 
 from pwexpire import testing
+from tests import servers
 from tests.factories import AdminFactory, UserFactory
 
 ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
 METHODS = ["get", "head", "post", "put", "patch", "delete", "options", "generic"]
+
+
+REQUIRED = os.environ.get("PWEXPIRE_TEST_REQUIRE") == "1"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "needs(*servers): skipped where one of them does not answer")
+    if "memcached" in servers.chosen():
+        # Its client leaves the sockets of threads that ended to the garbage collector.
+        for ignored in (
+            "ignore:unclosed <socket:ResourceWarning",
+            "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
+        ):
+            config.addinivalue_line("filterwarnings", ignored)
+
+
+def pytest_sessionstart(session):
+    for name in servers.chosen():
+        if not servers.answers(name):
+            said = f"{name}, or its package, is not at {servers.address(name)}: tests are skipped."
+            pytest.exit(said, returncode=int(REQUIRED))
+
+
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            if not servers.answers(name):
+                said = f"{name}, or its package, is not at {servers.address(name)}"
+                (pytest.fail if REQUIRED else pytest.skip)(said)
+
+
+# Made by migrate, changed by no test.
+KEPT = {"django_migrations", "django_content_type", "auth_permission", "django_site"}
+
+
+@functools.cache
+def tables(alias):
+    names = connections[alias].introspection.django_table_names(only_existing=True)
+    return [connections[alias].ops.quote_name(name) for name in names if name not in KEPT]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_flush():
+    """Empty the tables instead of truncating them and running all that follows a migration."""
+
+    def empty(self):
+        for alias in self._databases_names(include_mirrors=False):
+            connection = connections[alias]
+            with connection.constraint_checks_disabled(), transaction.atomic(using=alias):
+                with connection.cursor() as cursor:
+                    wipes = [f"DELETE FROM {name}" for name in tables(alias)]
+                    together = connection.vendor == "postgresql"
+                    for statement in ["; ".join(wipes)] if together else wipes:
+                        cursor.execute(statement)
+
+    with mock.patch.object(TransactionTestCase, "_fixture_teardown", empty):
+        yield
 
 
 class AsyncBrowser:

@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from importlib.util import find_spec
 
+from tests import servers
+
 SECRET_KEY = "tests-" + "k" * 60
 ALLOWED_HOSTS = ["*"]
 USE_TZ = True
@@ -54,36 +56,10 @@ TEMPLATES = [
         },
     }
 ]
-SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-SERVER = {
-    "NAME": os.environ.get("PWEXPIRE_TEST_NAME", "pwexpire"),
-    "HOST": os.environ.get("PWEXPIRE_TEST_HOST", "127.0.0.1"),
-    "PORT": os.environ.get("PWEXPIRE_TEST_PORT", ""),
-    "PASSWORD": os.environ.get("PWEXPIRE_TEST_PASSWORD", ""),
-}
-DATABASE = os.environ.get("PWEXPIRE_TEST_DB", "sqlite")
-if DATABASE == "mysql":
-    # PyMySQL instead of mysqlclient: no compiler needed.
-    import pymysql
-
-    pymysql.version_info = (2, 2, 1, "final", 0)
-    pymysql.install_as_MySQLdb()
-DATABASES = {
-    "default": {
-        "sqlite": SQLITE,
-        "postgresql": {
-            **SERVER,
-            "ENGINE": "django.db.backends.postgresql",
-            "USER": os.environ.get("PWEXPIRE_TEST_USER", "postgres"),
-        },
-        "mysql": {
-            **SERVER,
-            "ENGINE": "django.db.backends.mysql",
-            "USER": os.environ.get("PWEXPIRE_TEST_USER", "root"),
-            "TEST": {"CHARSET": "utf8mb4"},
-        },
-    }[DATABASE]
-}
+DATABASE, CACHE = servers.chosen()
+SQLITE = servers.database("sqlite")
+DATABASES = {"default": servers.database(DATABASE)}
+CACHES = {"default": servers.cache(CACHE)}
 PASSWORD_HASHERS = [
     "django.contrib.auth.hashers.MD5PasswordHasher",
     "tests.testapp.hashers.QuickPBKDF2",
@@ -96,6 +72,8 @@ SESSION_FILE_PATH = os.environ.get("PWEXPIRE_TEST_SESSIONS", "")
 if not SESSION_FILE_PATH:
     SESSION_FILE_PATH = tempfile.mkdtemp(prefix="pwexpire-sessions-")
     atexit.register(shutil.rmtree, SESSION_FILE_PATH, ignore_errors=True)
+PLACE = servers.address("redis")
+SESSION_REDIS = {"host": PLACE[0], "port": PLACE[1], "db": 9, "prefix": f"pwexpire-{os.getpid()}"}
 PWEXPIRE_POLL_SECONDS = 0
 # E304: both third-party session models want the same reverse name; the tests use neither.
 SILENCED_SYSTEM_CHECKS = ["axes.W002", "axes.W003", "axes.W006", "fields.E304"]

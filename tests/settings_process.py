@@ -1,13 +1,14 @@
-"""For tests that start processes of their own: a database file, and the default interval."""
+"""For tests that start processes of their own: a database that they share."""
 
 from __future__ import annotations
 
 import os
 
+from tests import servers
 from tests.settings import *  # noqa: F403
-from tests.settings import SQLITE
+from tests.settings import DATABASE
 
-DATABASES = {"default": {**SQLITE, "NAME": os.environ["PWEXPIRE_TEST_FILE"]}}
+DATABASES = {"default": servers.database(DATABASE, os.environ.get("PWEXPIRE_TEST_FILE", ""))}
 SESSION_ENGINE = os.environ["PWEXPIRE_TEST_ENGINE"]
 SESSION_FILE_PATH = os.environ["PWEXPIRE_TEST_SESSIONS"]
 PWEXPIRE_POLL_SECONDS = 1

@@ -9,7 +9,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.db import OperationalError, transaction
 
-from pwexpire import services
+from pwexpire import retries, services
 from pwexpire.exceptions import BatchNotResumable, InvalidRequest
 from pwexpire.models import BatchState, Demand, EnforcementState, ExpiryBatch, PasswordRecord
 from pwexpire.policy import Policy
@@ -123,13 +123,13 @@ def test_running_twice_changes_nothing(alice):
 
 
 def test_many_chunks_with_progress(users, monkeypatch):
-    monkeypatch.setattr("pwexpire.services.selection.CHUNK", 2)
+    monkeypatch.setattr("pwexpire.services.selection.RANGE", 2)
     people = users(5)
     seen = []
     batch = services.expire_passwords(
         get_user_model().objects.all(), progress=lambda done, total: seen.append(done)
     )
-    assert batch.users_expired == 5 and seen[:3] == [2, 4, 5]
+    assert batch.users_expired == 5 and seen == [2, 4, 5, 0]
     assert all(services.password_status(user).must_change for user in people)
 
 
@@ -170,7 +170,7 @@ def test_killed_before_the_number_and_while_flagging(alice, client):
 
 
 def test_resume_of_everyone_and_of_cancelled(alice, bob):
-    with mock.patch.object(inner, "_stage", side_effect=KeyboardInterrupt):
+    with mock.patch.object(inner, "stage", side_effect=KeyboardInterrupt):
         with pytest.raises(KeyboardInterrupt):
             services.expire_everyone(exclude=bob)
     batch = ExpiryBatch.objects.get()
@@ -186,7 +186,7 @@ def test_resume_of_everyone_and_of_cancelled(alice, bob):
 
 
 def test_a_staging_batch_for_everyone_is_resumed_without_exclusions(alice):
-    with mock.patch.object(inner, "_stage", side_effect=KeyboardInterrupt):
+    with mock.patch.object(inner, "stage", side_effect=KeyboardInterrupt):
         with pytest.raises(KeyboardInterrupt):
             services.expire_everyone()
     services.resume_expiry(ExpiryBatch.objects.get())
@@ -197,7 +197,7 @@ def test_two_workers_give_one_number(alice):
     batch = services.expire_passwords(alice)
     number = batch.number
     batch.state = BatchState.STAGED
-    inner._finish(batch, {}, None)
+    inner._finish(batch, {}, None, False)
     batch.refresh_from_db()
     assert batch.number == number
 
@@ -212,16 +212,17 @@ def test_a_deadlock_is_tried_again(alice):
             raise OperationalError("deadlock detected")
         return real(batch)
 
-    with mock.patch.object(inner, "_activate", flaky), mock.patch.object(inner.time, "sleep"):
+    with mock.patch.object(inner, "_activate", flaky), mock.patch.object(retries.time, "sleep"):
         assert services.expire_passwords(alice).number
     with (
-        mock.patch.object(inner, "_activate", side_effect=OperationalError),
-        mock.patch.object(inner.time, "sleep"),
+        mock.patch.object(inner, "_activate", side_effect=OperationalError("locked")) as tried,
+        mock.patch.object(retries.time, "sleep"),
         pytest.raises(OperationalError),
     ):
         PasswordRecord.objects.all().delete()
         Demand.objects.all().delete()
         services.expire_passwords(alice)
+    assert tried.call_count == retries.TRIES
 
 
 def test_cancel_users_batches_and_everyone(users, heard, root):
@@ -390,9 +391,9 @@ def test_a_batch_that_is_cancelled_while_it_flags_says_so(users, monkeypatch, cl
         client.force_login(user)
     real, calls = inner.project, []
 
-    def cancelled(batch, selection, progress):
+    def cancelled(batch, progress):
         calls.append(services.cancel_expiry(ExpiryBatch.objects.get(pk=batch.pk)))
-        return real(batch, selection, progress)
+        return real(batch, progress)
 
     with mock.patch.object(inner, "project", cancelled):
         batch = services.expire_passwords(people)

@@ -213,3 +213,12 @@ def test_the_session_of_the_probe_is_nowhere():
     store.save()
     store.delete()
     assert store.exists("x") and store.session_key == "pwexpire-check"
+
+
+def test_e014_tasks_without_a_framework(settings, monkeypatch):
+    assert checks.check_tasks(None) == []
+    settings.PWEXPIRE_ENQUEUE_ABOVE = 100
+    monkeypatch.setattr(checks, "find_tasks", lambda: None)
+    assert ids(checks.check_tasks(None)) == ["pwexpire.E014"]
+    monkeypatch.setattr(checks, "find_tasks", lambda: checks)
+    assert checks.check_tasks(None) == []

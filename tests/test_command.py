@@ -385,8 +385,42 @@ def test_a_refusal_exits_with_an_error():
     done = subprocess.run(
         [sys.executable, "-m", "django", "pwexpire", "expire"],
         cwd=root,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": str(root)},
+        env={
+            **{name: os.environ[name] for name in os.environ if name != "PWEXPIRE_TEST_ON"},
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "PYTHONPATH": str(root),
+        },
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_stop_and_resume(alice):
+    batch = services.expire_passwords(alice, defer=True)
+    assert ask("stop", str(batch.pk)) == {"batch": batch.pk, "stopped": True, "state": "stopped"}
+    assert ask("status")["stopped_batches"] == 1
+    assert ask("resume") == []
+    assert ask("stop", str(batch.pk))["stopped"] is False
+    assert ask("resume", str(batch.pk))["state"] == "done"
+    with pytest.raises(CommandError, match="no batch"):
+        run("stop", "0")
+
+
+def test_reindex(alice, client, settings):
+    client.force_login(alice)
+    SessionEntry.objects.all().delete()
+    assert ask("reindex") == {"entries_added": 1}
+    assert ask("status")["index_complete"] is True
+    settings.PWEXPIRE_SESSION_INDEX = False
+    with pytest.raises(CommandError, match="nothing to do"):
+        run("reindex")
+
+
+def test_an_interrupted_command_says_how_to_go_on(alice, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pwexpire.management.commands.pwexpire.expire_passwords", interrupted)
+    with pytest.raises(CommandError, match="pwexpire resume goes on"):
+        run("expire", "--user", "alice")

@@ -16,7 +16,7 @@ from pwexpire.management import probe, selectors
 from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import EnforcementState, PasswordRecord, SessionEntry
 from pwexpire.policy import Policy, decide
-from pwexpire.services import sessions
+from pwexpire.services import index
 from pwexpire.services.selection import Selection
 from pwexpire.sessionstore import registry
 from tests.support import is_held, store_session
@@ -54,11 +54,11 @@ def test_ids_that_are_none_and_lists_of_users(alice, bob):
 
 
 def test_keys_that_the_index_cannot_hold(alice, settings):
-    sessions.index_session("k" * 65, alice)
-    sessions.index_session(None, alice)
+    index.index_session("k" * 65, alice)
+    index.index_session(None, alice)
     settings.PWEXPIRE_SESSION_INDEX = False
-    sessions.index_session("k", alice)
-    sessions.forget_session("k")
+    index.index_session("k", alice)
+    index.forget_session("k")
     assert not SessionEntry.objects.exists()
 
 

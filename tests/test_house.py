@@ -17,13 +17,13 @@ from pwexpire.conf import SETTINGS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(services.__file__).resolve().parent.parent
 FLOORS = [
-    ["constants", "exceptions", "signals"],
+    ["constants", "exceptions", "signals", "retries", "compat"],
     ["policy"],
     ["conf"],
     ["models", "sessionstore"],
     ["feed"],
     ["services", "cases"],
-    ["responses", "decorators", "forms", "testing", "receivers"],
+    ["responses", "decorators", "forms", "testing", "receivers", "tasks"],
     ["middleware", "management", "views", "admin", "contrib"],
     ["checks", "urls"],
     ["apps"],

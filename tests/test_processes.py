@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def environment(tmp_path):
     return {
-        **os.environ,
+        **{name: os.environ[name] for name in os.environ if name != "PWEXPIRE_TEST_ON"},
         "DJANGO_SETTINGS_MODULE": "tests.settings_process",
         "PWEXPIRE_TEST_FILE": str(tmp_path / "site.sqlite3"),
         "PYTHONPATH": str(ROOT),

@@ -10,6 +10,7 @@ from django.db import OperationalError, transaction
 
 from pwexpire import receivers, services
 from pwexpire.conf import conf
+from pwexpire.feed import feed
 from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import (
     BatchState,
@@ -34,7 +35,7 @@ def test_a_login_without_a_session_or_request(alice):
 
 
 def test_a_fault_keeps_nobody_from_logging_in(alice, client, caplog):
-    with mock.patch.object(receivers, "read_counter", side_effect=DOWN):
+    with mock.patch.object(receivers, "judge_now", side_effect=DOWN):
         client.force_login(alice)
     assert client.get("/").content == b"alice"
     with mock.patch.object(receivers, "index_session", side_effect=DOWN):
@@ -222,3 +223,17 @@ def test_a_hand_set_flag_outlives_a_login(alice, client):
     store_session(client, password_expired=True)
     client.post("/accounts/login/", {"username": "alice", "password": OLD})
     assert is_held(client)
+
+
+def test_a_login_that_could_not_be_judged_is_judged_at_its_next_request(alice, client):
+    services.end_sessions(alice)
+    assert client.get("/").content == b"anonymous"
+    feed.view(feed.scope())
+    with mock.patch.object(receivers, "judge_now", side_effect=DOWN):
+        client.force_login(alice)
+    assert client.session["_pwexpire"]["n"] == 0 and client.session["_pwexpire"]["b"] > 0
+    assert client.get("/").content == b"alice"
+    services.expire_passwords(alice)
+    with mock.patch.object(receivers, "judge_now", side_effect=DOWN):
+        client.force_login(alice)
+    assert client.get("/").status_code == 302
