@@ -171,3 +171,20 @@ def test_what_could_not_be_ended_stays_in_the_index(alice, client):
     assert SessionEntry.objects.count() == 1
     assert services.end_sessions(alice).ended == 1
     assert not SessionEntry.objects.exists()
+
+
+def test_a_login_that_meets_the_end_of_its_sessions_stays_in_the_index(alice, client):
+    from django.contrib.auth.signals import user_logged_in
+
+    def end(**kwargs):
+        """As another process, while the row is there and nothing is written in it."""
+        services.end_sessions(alice)
+
+    user_logged_in.connect(end)
+    try:
+        client.force_login(alice)
+    finally:
+        user_logged_in.disconnect(end)
+    assert [entry.pk for entry in SessionEntry.objects.all()] == [client.session.session_key]
+    assert services.end_sessions(alice).ended == 1
+    assert not SessionEntry.objects.exists()

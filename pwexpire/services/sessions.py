@@ -93,7 +93,9 @@ def delete_sessions(owners: Mapping[str, Any]) -> Counter[Outcome]:
     adapter = get_adapter()
     outcomes = adapter.end({key: key_text(pk) for key, pk in owners.items()})
     if uses_index(adapter) and not outcomes[Outcome.FAILED]:  # else they are needed once more
-        SessionEntry.objects.using(feed.using).filter(pk__in=list(owners)).delete()
+        # A login that has made its row and not written it yet keeps its entry, for the next time.
+        dead = set(owners) - adapter.alive(list(owners))
+        SessionEntry.objects.using(feed.using).filter(pk__in=dead).delete()
     return outcomes
 
 
