@@ -11,7 +11,7 @@ from django.contrib.sessions.backends import db, file
 from django.contrib.sessions.backends.base import SessionBase
 from django.contrib.sessions.base_session import AbstractBaseSession
 from django.core.cache import caches
-from django.db import OperationalError, models
+from django.db import OperationalError, connection, models
 from django.test.utils import isolate_apps
 from django.utils import timezone
 
@@ -133,6 +133,30 @@ def test_a_concurrent_write_wins(settings, alice, name):
         turns.extend([1])
         assert +adapter.flag({store.session_key: (str(alice.pk), 7)}) == {Outcome.FLAGGED: 1}
     assert reload(store)["password_expired"] is True
+
+
+def test_many_rows_are_swapped_by_one_statement(settings, alice):
+    """As PostgreSQL does; SQLite understands it too."""
+    adapter = use(settings, ROWS[0])
+    if connection.vendor == "mysql":
+        pytest.skip("another dialect")
+    stores = [make(alice.pk) for _ in range(3)]
+    wanted = {store.session_key: (str(alice.pk), 7) for store in stores}
+    real, turns = RowAdapter._write, []
+
+    def slow(self, swaps):
+        turns.append(1)
+        stores[1]["cart"] = [*turns]
+        stores[1].save()
+        return real(self, swaps)
+
+    with (
+        mock.patch.object(connection, "vendor", "postgresql"),
+        mock.patch.object(RowAdapter, "_write", slow),
+    ):
+        assert +adapter.flag(wanted) == {Outcome.FLAGGED: 2, Outcome.CONFLICT: 1}
+    assert [bool(reload(store).get("password_expired")) for store in stores] == [True, False, True]
+    assert reload(stores[1])["cart"] == [1] * rows.TRIES
 
 
 def test_a_bad_signature_is_never_signed_again(settings, alice):

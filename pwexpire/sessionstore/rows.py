@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from django.contrib.auth import SESSION_KEY, get_user_model
@@ -74,6 +74,10 @@ class RowAdapter(SessionAdapter):
         key, data = quote(meta.pk.column), quote(meta.get_field("session_data").column)
         table = quote(meta.db_table)
         self._swap = f"UPDATE {table} SET {data} = %s WHERE {key} = %s AND {data} = %s"
+        self._swap_many = (
+            f"UPDATE {table} SET {data} = swap.column1 FROM (VALUES {{}}) AS swap "
+            f"WHERE {table}.{key} = swap.column2 AND {table}.{data} = swap.column3"
+        )
 
     @property
     def using(self) -> str:
@@ -209,8 +213,13 @@ class RowAdapter(SessionAdapter):
 
     def _write(self, swaps: Mapping[str, tuple[str, str, str]]) -> set[str]:
         """The keys that somebody else was faster with. ``rowcount`` is a sum, so look again."""
-        with connections[self.using].cursor() as cursor:
-            cursor.executemany(self._swap, list(swaps.values()))
+        connection = connections[self.using]
+        with connection.cursor() as cursor:
+            if connection.vendor == "postgresql":  # one round trip; the others read it row by row
+                rows_of_three = ", ".join(["(%s, %s, %s)"] * len(swaps))
+                cursor.execute(self._swap_many.format(rows_of_three), [*chain(*swaps.values())])
+            else:
+                cursor.executemany(self._swap, list(swaps.values()))
             if cursor.rowcount == len(swaps):
                 return set()
         rows = self._rows(live_only=False).filter(pk__in=list(swaps))
