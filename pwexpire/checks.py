@@ -27,7 +27,7 @@ from pwexpire.conf import SETTINGS, conf
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import PasswordRecord
-from pwexpire.policy import Policy
+from pwexpire.policy import PRESETS, Policy
 from pwexpire.responses import find_url, is_exempt
 from pwexpire.sessionstore.registry import get_adapter
 
@@ -194,13 +194,20 @@ def _is_meant(name: str, value: Any) -> bool:
         return all(isinstance(view, str) for view in value)
     if name == "REASONS":
         return all(isinstance(slug, str) and 0 < len(slug) <= 40 for slug in value)
-    if name == "POLICY" and isinstance(value, str):
+    if name == "POLICY" and isinstance(value, dict):
+        return all(_is_policy(one) and not callable(one) for one in value.values())
+    if name == "POLICY":
+        return value is None or _is_policy(value)
+    return True
+
+
+def _is_policy(value: Any) -> bool:
+    if isinstance(value, str) and value not in PRESETS:
         try:
-            found = import_string(value)
+            value = import_string(value)
         except ImportError:
             return False
-        return callable(found) or isinstance(found, Policy)
-    return True
+    return isinstance(value, Policy) or value in PRESETS or callable(value)
 
 
 def check_exempt_views(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:

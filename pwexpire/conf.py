@@ -1,17 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FunctionType
 from typing import Any
 
 from django.apps import apps
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from pwexpire.policy import Policy
+from pwexpire.policy import PRESETS, Chosen, Policy, choose
 
-PolicyFor = Callable[[Any], Policy]
+PolicyFor = Callable[[Any], Chosen]
+Predicate = Callable[[Any], bool]
+# What a callable or a mapping says of a user may change while he is logged in.
+RECONSIDER = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -31,27 +35,70 @@ class Setting:
 
 
 NoneType = type(None)
+PREDICATE = (NoneType, str, FunctionType)
 SETTINGS: dict[str, Setting] = {
-    "POLICY": Setting(None, (NoneType, Policy, str), "a Policy, or the dotted path to a callable"),
+    "POLICY": Setting(
+        None,
+        (NoneType, Policy, str, dict, FunctionType),
+        "a Policy, the name of a preset, a dict of those, or a callable (or the path to one)",
+    ),
+    "SECOND_FACTOR": Setting(None, PREDICATE, "a callable that takes a user, or the path to one"),
+    "APPLIES_TO": Setting(None, PREDICATE, "a callable that takes a user, or the path to one"),
+    "EXEMPT_BACKENDS": Setting((), (list, tuple, set, frozenset), "a list of backends' paths"),
     "CHANGE_URL": Setting("pwexpire:password_change", (str,), "a URL name or an absolute path"),
     "RESET_URL": Setting("password_reset", (str,), "a URL name or an absolute path"),
     "EXEMPT_VIEWS": Setting((), (list, tuple, set, frozenset), "a list of namespace:name"),
     "POLL_SECONDS": Setting(1, (int, float, NoneType), "a number of seconds, 0 or more, or None"),
     "SESSION_INDEX": Setting(True, (bool,), "True or False"),
-    "EXPIRE_ON_LOCKOUT": Setting(False, (bool,), "True or False"),
+    "EXPIRE_ON_LOCKOUT": Setting(False, (bool, str), 'True, False or "success"'),
+    "LOCKOUT_WINDOW": Setting(timedelta(hours=24), (timedelta,), "a timedelta"),
     "LOCKOUT_THRESHOLD": Setting(1, (int,), "a whole number, 1 or more"),
     "LOCKOUT_COOLDOWN": Setting(timedelta(hours=24), (timedelta,), "a timedelta"),
     "CHANGE_ATTEMPTS": Setting(5, (int,), "a whole number, 1 or more"),
     "FAIL_CLOSED": Setting(False, (bool,), "True or False"),
     "ASSUME_CHANGED": Setting("now", (str,), '"now" or "joined"'),
-    "ENFORCE": Setting(True, (bool,), "True or False"),
+    "ENFORCE": Setting(True, (bool, str), 'True, False or "report"'),
+    "LOGIN_VALIDATORS": Setting(
+        None,
+        (NoneType, bool, list, tuple),
+        "True for AUTH_PASSWORD_VALIDATORS, or a list like that one",
+    ),
+    "SITE_URL": Setting("", (str,), "the address of the site for e-mails, https://example.com"),
     "ENQUEUE_ABOVE": Setting(None, (int, NoneType), "a number of users, or None"),
     "TASKS_PER_BATCH": Setting(2, (int,), "a whole number, 1 or more"),
     "TASK_BACKEND": Setting("default", (str,), "the alias of a backend in TASKS"),
     "TASK_QUEUE": Setting("default", (str,), "the name of a queue of that backend"),
     "REASONS": Setting({}, (dict,), "a dict of slug to text"),
 }
-_DEFAULT_POLICY = Policy()
+
+
+def _predicate(value: Predicate | str | None) -> Predicate | None:
+    if isinstance(value, str):
+        found: Predicate = import_string(value)
+        return found
+    return value
+
+
+def _named(value: Any) -> Any:
+    """A preset by its name, anything else by its dotted path."""
+    if isinstance(value, str):
+        return PRESETS[value].policy if value in PRESETS else import_string(value)
+    return value
+
+
+def _named_or_none(value: Any) -> Any:
+    return None if isinstance(value, dict) else _named(value)
+
+
+def _by_rules(rules: Mapping[str, Policy], user: Any) -> Chosen:
+    asks_groups = any(key.startswith("group:") for key in rules)
+    return choose(
+        rules,
+        staff=getattr(user, "is_staff", False),
+        superuser=getattr(user, "is_superuser", False),
+        # In Python, so that groups that were fetched together are not asked for one by one.
+        groups=[group.name for group in user.groups.all()] if asks_groups else (),
+    )
 
 
 class Conf:
@@ -63,23 +110,78 @@ class Conf:
 
     @property
     def policy(self) -> PolicyFor | None:
-        """``None`` while the site has set no policy, so that nobody has to ask it."""
+        """``None`` while the site has set no policy, so that nobody has to ask it.
+
+        Raises ``ValueError`` for a name that is neither a preset nor can be imported.
+        """
         value = self._get("POLICY")
-        if isinstance(value, str):
-            value = import_string(value)
-        if value is None or value == _DEFAULT_POLICY:
+        if isinstance(value, dict):
+            rules = {key: _named(one) for key, one in value.items()}
+            return lambda user: _by_rules(rules, user)
+        value = _named(value)
+        if value is None or (isinstance(value, Policy) and value.is_default):
             return None
         if isinstance(value, Policy):
-            return lambda user: value
-        return value  # type: ignore[no-any-return]
+            return lambda user: Chosen(value)
+        return lambda user: Chosen(value(user))
 
     @property
     def policy_key(self) -> str | None:
         """Changes when the policy does, so that what a session knows of its age can be doubted."""
         value = self._get("POLICY")
-        if value is None or value == _DEFAULT_POLICY:
+        if isinstance(value, dict):
+            return ",".join(f"{key}={_named(one).key}" for key, one in sorted(value.items()))
+        if isinstance(value, str) and value not in PRESETS:
+            return value
+        value = _named(value)
+        if value is None or (isinstance(value, Policy) and value.is_default):
             return None
-        return str(value.max_age) if isinstance(value, Policy) else str(value)
+        return value.key if isinstance(value, Policy) else value.__qualname__
+
+    @property
+    def reconsider(self) -> timedelta | None:
+        """How long a verdict on the age of a password counts, where it depends on the user."""
+        value = self._get("POLICY")
+        by_user = value is not None and not isinstance(_named_or_none(value), Policy)
+        return RECONSIDER if by_user else None
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """All that can be chosen, as far as that is known before a user is."""
+        value = self._get("POLICY")
+        if isinstance(value, dict):
+            return tuple(_named(one) for one in value.values())
+        value = _named(value)
+        return (value,) if isinstance(value, Policy) else ()
+
+    @property
+    def second_factor(self) -> Predicate | None:
+        return _predicate(self._get("SECOND_FACTOR"))
+
+    @property
+    def applies_to(self) -> Predicate | None:
+        return _predicate(self._get("APPLIES_TO"))
+
+    @property
+    def exempt_backends(self) -> frozenset[str]:
+        return frozenset(self._get("EXEMPT_BACKENDS"))
+
+    @property
+    def refuses_logins(self) -> bool:
+        """Whether a backend keeps users out whose old password is worth nothing any more."""
+        backends = map(import_string, settings.AUTHENTICATION_BACKENDS)
+        return any(getattr(backend, "refuses_expired_passwords", False) for backend in backends)
+
+    @property
+    def login_validators(self) -> Sequence[Mapping[str, Any]] | None:
+        value = self._get("LOGIN_VALIDATORS")
+        if isinstance(value, bool):
+            return list(settings.AUTH_PASSWORD_VALIDATORS) if value else None
+        return value  # type: ignore[no-any-return]
+
+    @property
+    def site_url(self) -> str:
+        return str(self._get("SITE_URL")).rstrip("/")
 
     @property
     def change_url(self) -> str:
@@ -104,7 +206,17 @@ class Conf:
 
     @property
     def expire_on_lockout(self) -> bool:
-        return bool(self._get("EXPIRE_ON_LOCKOUT"))
+        return self._get("EXPIRE_ON_LOCKOUT") is True
+
+    @property
+    def expire_on_success(self) -> bool:
+        """Only if a login succeeds from elsewhere after the lockout: a guess that hit."""
+        return bool(self._get("EXPIRE_ON_LOCKOUT") == "success")
+
+    @property
+    def lockout_window(self) -> timedelta:
+        value: timedelta = self._get("LOCKOUT_WINDOW")
+        return value
 
     @property
     def lockout_threshold(self) -> int:
@@ -134,7 +246,12 @@ class Conf:
 
     @property
     def enforce(self) -> bool:
-        return bool(self._get("ENFORCE"))
+        return self._get("ENFORCE") is True
+
+    @property
+    def report_only(self) -> bool:
+        """Count what would be held, and hold nobody."""
+        return bool(self._get("ENFORCE") == "report")
 
     @property
     def enqueue_above(self) -> int | None:

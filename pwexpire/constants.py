@@ -7,3 +7,5 @@ EXEMPT_ATTRIBUTE = "password_expiry_exempt"
 PROBLEM_CODE = "password_expired"
 # Above this many, signals carry no ids and a view of the feed turns to a floor.
 SIGNAL_IDS_MAX = 1_000
+# How a change may be demanded, the mildest first.
+REQUIRE_ORDER = ("warn", "change", "reset", "deny")

@@ -38,7 +38,7 @@ from pwexpire.services.batches import demand_aged
 from pwexpire.services.changes import Witness, record_password_change, witness
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.stamps import clear_flag, stamp_session
-from pwexpire.services.status import judge, judge_now
+from pwexpire.services.status import Judgement, judge, judge_now
 from pwexpire.sessionstore.base import drop_in_memory, peek, set_in_memory
 from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.signals import expiry_cleared, expiry_enforced
@@ -257,16 +257,16 @@ class PasswordExpiryMiddleware:
                 return None
             number = judged.demand
             if judged.aged and not number:
-                number = self._demand_aged(user) or view.counter
+                number = self._demand_aged(user, judged) or view.counter
             if not case.flagged:
                 self._show_flag(request, case, number)
         except (DatabaseFault, EnforcementUnavailable) as error:
             return self._fault(request, case, error)
         return self._hold(request, case)
 
-    def _demand_aged(self, user: Any) -> int | None:
+    def _demand_aged(self, user: Any, judged: Judgement) -> int | None:
         try:
-            return demand_aged(user)
+            return demand_aged(user, judged.chosen.policy.require)
         except DatabaseFault as error:  # read-only: held all the same
             logger.error("An aged password could not be recorded: %s", error)
             return None

@@ -17,8 +17,10 @@ class Reason(models.TextChoices):
 
 
 class Require(models.TextChoices):
+    WARN = "warn", _("a warning, nobody is held")
     CHANGE = "change", _("change with the old password")
     RESET = "reset", _("reset by e-mail only")
+    DENY = "deny", _("an administrator has to help")
 
 
 class SessionAction(models.TextChoices):
@@ -70,6 +72,7 @@ class ExpiryBatch(models.Model):
         settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+"
     )
     note = models.TextField(blank=True, default="")
+    selection = models.TextField(blank=True, default="")
     state = models.CharField(
         max_length=10, choices=BatchState.choices, default=BatchState.STAGING, db_index=True
     )
@@ -114,7 +117,11 @@ class ExpiryChunk(models.Model):
 
 
 class PasswordRecord(models.Model):
-    """What is known of one user's password. No row: unchanged since pwexpire came."""
+    """What is known of one user's password. No row: unchanged since pwexpire came.
+
+    ``given_at``: since when the password is one that somebody else chose, ``given_new``: for a new
+    user. ``assumed``: ``changed_at`` was not seen, it was filled in.
+    """
 
     user = models.OneToOneField(
         settings.AUTH_USER_MODEL,
@@ -127,8 +134,19 @@ class PasswordRecord(models.Model):
     changed_at = models.DateTimeField(null=True)
     renewed_at = models.DateTimeField(null=True)
     failed_changes = models.PositiveIntegerField(default=0)
+    assumed = models.BooleanField(default=False)
+    grace_used = models.PositiveIntegerField(default=0)
+    given_at = models.DateTimeField(null=True)
+    given_new = models.BooleanField(default=False)
+    given_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+"
+    )
     lockouts = models.PositiveIntegerField(default=0)
+    lockouts_since = models.DateTimeField(null=True)
     lockout_at = models.DateTimeField(null=True)
+    lockout_address = models.GenericIPAddressField(null=True)
+    would_hold = models.PositiveIntegerField(default=0)
+    would_hold_at = models.DateTimeField(null=True)
 
     class Meta:
         verbose_name = _("password record")
@@ -199,3 +217,46 @@ class SessionEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.session_key[:6]}…"
+
+
+class OldPassword(models.Model):
+    """A password that was, as the hash that the site's hasher made of it."""
+
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        related_name="pwexpire_old_passwords",
+        db_index=False,
+    )
+    encoded = models.CharField(max_length=255)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("old password")
+        verbose_name_plural = _("old passwords")
+        indexes = [models.Index(fields=["user", "id"], name="pwexpire_old_passwords")]
+
+    def __str__(self) -> str:
+        return str(self.user_id)
+
+
+class Notice(models.Model):
+    """An e-mail that was sent, or is being sent: one for each user and ``key``."""
+
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        related_name="pwexpire_notices",
+        db_index=False,
+    )
+    key = models.CharField(max_length=100)
+    created_at = models.DateTimeField()
+    sent_at = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name = _("notice")
+        verbose_name_plural = _("notices")
+        constraints = [models.UniqueConstraint(fields=["user", "key"], name="pwexpire_notice_once")]
+
+    def __str__(self) -> str:
+        return f"{self.user_id}: {self.key}"

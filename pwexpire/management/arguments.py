@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 from django.core.management.base import CommandParser
 
 from pwexpire.management.selectors import add_selectors
+from pwexpire.management.verbs import VERBS
 from pwexpire.models import Reason, SessionAction
 
 ENQUEUE = "leave the stored sessions to tasks"
@@ -54,3 +55,5 @@ def add_verbs(parser: CommandParser) -> None:
     verb("reindex", "Index the sessions that were there before pwexpire.")
     prune = verb("prune", "Remove index entries of dead sessions, and batches that are met.")
     prune.add_argument("--chunk", type=int, default=1000, metavar="N")
+    for module in VERBS.values():
+        module.add(verb)

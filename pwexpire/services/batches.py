@@ -14,6 +14,7 @@ from pwexpire.constants import SIGNAL_IDS_MAX
 from pwexpire.exceptions import BatchNotResumable, InvalidRequest
 from pwexpire.feed import feed
 from pwexpire.models import (
+    GIVEN_OUT,
     BatchState,
     Demand,
     EnforcementState,
@@ -46,13 +47,21 @@ def _batch(**given: Any) -> ExpiryBatch:
     reasons = {*Reason.values, *conf.reasons}
     if reason not in reasons:
         raise InvalidRequest(f"Unknown reason {reason!r}: use one of {', '.join(sorted(reasons))}.")
-    if require == Require.RESET:
-        raise InvalidRequest(
-            "Require.RESET is not available in this release: use Require.CHANGE, "
-            "with sessions=SessionAction.END to log the users out."
-        )
     if require not in Require.values:
-        raise InvalidRequest(f"Unknown require {require!r}: use Require.CHANGE.")
+        known = ", ".join(f"Require.{name}" for name in Require.names)
+        raise InvalidRequest(f"Unknown require {require!r}: use one of {known}.")
+    if require in (Require.RESET, Require.DENY):
+        if not conf.refuses_logins:
+            raise InvalidRequest(
+                f"Require.{require.upper()} needs a backend that refuses the login: put "
+                "pwexpire.backends.PasswordExpiryBackend in place of Django's ModelBackend in "
+                "AUTHENTICATION_BACKENDS."
+            )
+        given["sessions"] = SessionAction.END
+    if require == Require.WARN:
+        if sessions == SessionAction.END:
+            raise InvalidRequest("Require.WARN ends no sessions: use SessionAction.FLAG.")
+        given["holds"] = False
     if sessions not in SessionAction.values:
         raise InvalidRequest(f"Unknown sessions {sessions!r}: use SessionAction.FLAG or .END.")
     if not isinstance(given["note"], str):
@@ -80,7 +89,11 @@ def expire_passwords(
     its size; on MariaDB its keys are read, a chunk at a time). ``reason``: a ``Reason`` or a slug
     of ``PWEXPIRE_REASONS``. ``actor``: the user who asks for it. ``note``: free text for the
     record. ``exclude``: users who stay out. ``progress(done, total)`` is called after each chunk,
-    ``total`` is ``None`` where unknown. ``defer``: leave the stored sessions to whoever calls
+    ``total`` is ``None`` where unknown. ``require``: ``WARN`` tells the users and holds nobody,
+    ``CHANGE`` wants the old password and a new one; with ``RESET`` the old one is worth nothing and
+    only an e-mailed reset link or an administrator helps, with ``DENY`` only the administrator;
+    both end the sessions and need ``pwexpire.backends.PasswordExpiryBackend``.
+    ``defer``: leave the stored sessions to whoever calls
     ``resume_expiry(batch)``, in as many processes as you like, or to ``enqueue_expiry(batch)`` of
     ``pwexpire.tasks``; the users are held at once all the same. Users who have no
     usable password are counted as not applicable; a demand that is open already stays as it is.
@@ -152,7 +165,9 @@ def _finish(
     if activated and batch.holds:
         ids = None if batch.everyone else _few_ids(members(batch))
         passwords_expired.send_robust(sender=ExpiryBatch, batch=batch, user_ids=ids)
-    if not defer or batch.everyone:
+    if not batch.holds and batch.sessions == SessionAction.FLAG:  # a warning: nothing to reach
+        _set(batch, state=BatchState.DONE, cursor=GIVEN_OUT)
+    elif not defer or batch.everyone:
         project(batch, progress)
 
 
@@ -287,7 +302,8 @@ def end_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport:
     return report
 
 
-def demand_aged(user: Any) -> int | None:
+def demand_aged(user: Any, require: str) -> int | None:
     """Make a demand of a password that aged out, so that no clock is asked again. Its number."""
-    batch = expire_passwords(user, reason=Reason.AGE)
-    return batch.number
+    if require not in (Require.CHANGE, Require.WARN) and not conf.refuses_logins:
+        require = Require.CHANGE
+    return expire_passwords(user, reason=Reason.AGE, require=require).number

@@ -10,7 +10,7 @@ from django.db import connections, models
 from django.db.models import BigIntegerField, Count, QuerySet, Value
 
 from pwexpire.feed import feed
-from pwexpire.models import BatchState, Demand, Exclusion, ExpiryBatch, SessionAction
+from pwexpire.models import BatchState, Demand, Exclusion, ExpiryBatch, Require, SessionAction
 from pwexpire.retries import in_transaction
 from pwexpire.services.selection import CHUNK, Selection
 from pwexpire.services.status import open_demand, usable_password
@@ -61,12 +61,12 @@ def _demand(batch: ExpiryBatch, users: QuerySet[Any]) -> int:
     seen: int = found["seen"]
     usable = seen
     held = 0
-    if batch.holds:
+    if batch.holds or batch.require == Require.WARN:
         users, usable = users.filter(usable_password()), found["usable"]
         if batch.sessions == SessionAction.END:  # a demand that is open did not end them
-            held = users.filter(open_demand()).count()
+            held = users.filter(open_demand(batch.require)).count()
         else:
-            users = users.filter(~open_demand())
+            users = users.filter(~open_demand(batch.require))
     written = _insert(Demand, batch, users)
     if not held:
         held = usable - written

@@ -12,6 +12,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.utils import timezone
 
 from pwexpire.conf import conf
+from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
 from pwexpire.models import (
@@ -20,14 +21,24 @@ from pwexpire.models import (
     Exclusion,
     ExpiryBatch,
     PasswordRecord,
+    Reason,
+    Require,
     SessionAction,
 )
-from pwexpire.policy import decide
+from pwexpire.policy import Chosen, Decision, Policy, decide
+
+
+NOTHING_CHOSEN = Chosen(Policy())
 
 
 @dataclass(frozen=True, kw_only=True)
 class PasswordStatus:
-    """The answer of ``password_status``. Times are aware datetimes or ``None`` if there is none."""
+    """The answer of ``password_status``. Times are aware datetimes or ``None`` if there is none.
+
+    ``grace_logins``: how many more logins an aged password is good for, ``None`` where it has not
+    aged out. ``policy``, ``rule``: which policy was asked, and under which key it was found.
+    ``batch``: primary key of the ``ExpiryBatch`` behind it, ``actor``: of whoever asked for it.
+    """
 
     must_change: bool
     require: str | None
@@ -37,11 +48,41 @@ class PasswordStatus:
     warn: bool
     changed_at: datetime | None
     note: str
+    grace_logins: int | None = None
+    policy: Policy
+    rule: str
+    batch: int | None = None
+    actor: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Open:
+    """The strictest of the demands that are open against a user."""
+
+    require: str
+    reason: str
+    since: datetime
+    note: str
+    batch: int
+    actor: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A password that somebody else chose: since when, by whom, and how it has to go."""
+
+    since: datetime
+    by: Any
+    require: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """``demand``: number of the open demand, 0 if none. ``ended``: older stamps are flushed."""
+    """``demand``: number of the open demand, 0 if none. ``ended``: older stamps are flushed.
+
+    ``ages``: until when that counts as it is, by the clock. ``grace``: logins that are left.
+    ``given``: the password is one that somebody else chose, and has to go.
+    """
 
     demand: int = 0
     ended: int = 0
@@ -50,10 +91,32 @@ class Judgement:
     expires_at: datetime | None = None
     warn: bool = False
     changed_at: datetime | None = None
+    opened: Open | None = None
+    chosen: Chosen = NOTHING_CHOSEN
+    grace: int = 0
+    given: Given | None = None
 
     @property
     def held(self) -> bool:
-        return bool(self.demand or self.aged)
+        ages = self.aged and self.chosen.policy.require != Require.WARN
+        return bool(self.demand or self.given or ages)
+
+    @property
+    def held_by_age_alone(self) -> bool:
+        return self.held and not self.demand and self.given is None
+
+    @property
+    def require(self) -> str | None:
+        """The strictest of what is demanded; ``None`` if nothing is."""
+        asked = [self.opened.require] if self.opened else []
+        asked += [self.given.require] if self.given else []
+        asked += [self.chosen.policy.require] if self.aged else []
+        return max(asked, key=REQUIRE_ORDER.index, default=None)
+
+    @property
+    def locked(self) -> bool:
+        """The old password is worth nothing."""
+        return self.require in (Require.RESET, Require.DENY)
 
 
 def check_saved(user: Any) -> None:
@@ -86,15 +149,25 @@ def active_demands(**filters: Any) -> QuerySet[Demand]:
     )
 
 
-def open_demand() -> Q:
-    """A condition on users: a demand is open against them, whether they can meet it or not."""
-    in_force = {"batch__number__isnull": False, "batch__cancelled_at": None, "batch__holds": True}
+def open_demand(least: str = Require.CHANGE) -> Q:
+    """A condition on users: a demand is open against them, whether they can meet it or not.
+
+    ``least``: one that wants at least that much.
+    """
+    require = REQUIRE_ORDER[REQUIRE_ORDER.index(least) :]
+    in_force: dict[str, Any] = {
+        "batch__number__isnull": False,
+        "batch__cancelled_at": None,
+        "batch__require__in": require,
+    }
+    if least != Require.WARN:
+        in_force["batch__holds"] = True
     mine = Exists(Demand.objects.filter(user=OuterRef("pk"), **in_force))
     met = PasswordRecord.objects.filter(
         user=OuterRef(OuterRef("pk")), satisfied__gte=OuterRef("number")
     )
     out = Exclusion.objects.filter(user=OuterRef(OuterRef("pk")), batch=OuterRef("pk"))
-    everyone = active_batches().filter(everyone=True)
+    everyone = active_batches().filter(everyone=True, require__in=require)
     if not everyone.exists():  # most of the time, and the other question is dear
         return Q(mine)
     return Q(mine) | Q(Exists(everyone.filter(~Exists(met), ~Exists(out))))
@@ -106,26 +179,25 @@ def usable_password() -> Q:
 
 
 def judge(user: Any) -> Judgement:
-    """One query, and one more for the day pwexpire came if a policy asks and no change is known."""
+    """One query; one more if something is demanded, or for the day pwexpire came."""
     mine = active_demands(user=OuterRef("pk")).order_by("-batch__number").values("batch__number")
-    excluded = Exclusion.objects.filter(batch=OuterRef("pk"), user=OuterRef(OuterRef("pk")))
-    everyone = (
-        ExpiryBatch.objects.using(feed.using)
-        .filter(~Exists(excluded), everyone=True, number__isnull=False)
-        .order_by("-number")
-        .values("number")
-    )
+    everyone = _on_everyone(OuterRef(OuterRef("pk"))).order_by("-number").values("number")
     ending = SessionAction.END
     row = (
         get_user_model()
         ._base_manager.using(feed.using)
         .filter(pk=user.pk)
         .values_list(
+            "pwexpire_record__changed_at",
+            "pwexpire_record__assumed",
+            "pwexpire_record__given_at",
+            "pwexpire_record__given_new",
+            "pwexpire_record__given_by",
+            "pwexpire_record__grace_used",
             "pwexpire_record__satisfied",
             "pwexpire_record__ended",
-            "pwexpire_record__changed_at",
             Subquery(mine.filter(batch__holds=True)[:1]),
-            Subquery(everyone.filter(cancelled_at__isnull=True)[:1]),
+            Subquery(everyone.filter(holds=True, cancelled_at__isnull=True)[:1]),
             Subquery(mine.filter(batch__sessions=ending)[:1]),
             Subquery(everyone.filter(sessions=ending)[:1]),
         )
@@ -133,31 +205,96 @@ def judge(user: Any) -> Judgement:
     )
     if row is None:
         return Judgement()
-    changed_at: datetime | None = row[2]
-    satisfied, ended, one, all_of_us, one_end, all_end = (
-        value or 0 for value in (*row[:2], *row[3:])
-    )
+    changed_at: datetime | None = row[0]
+    assumed, given_at, given_new, given_by = row[1:5]
+    used, satisfied, ended, one, all_of_us, one_end, all_end = (value or 0 for value in row[5:])
     ended = max(ended, one_end, all_end)
-    if not user.has_usable_password():
+    applies = conf.applies_to
+    if not user.has_usable_password() or (applies is not None and not applies(user)):
         return Judgement(ended=ended, changed_at=changed_at)
     demand = max(one, all_of_us)
-    policy_for = conf.policy
-    if policy_for is None:
-        return Judgement(
-            demand=demand if demand > satisfied else 0, ended=ended, changed_at=changed_at
+    chosen_for = conf.policy
+    chosen = chosen_for(user) if chosen_for is not None else NOTHING_CHOSEN
+    now = timezone.now()
+    if given_at is None and (changed_at is None or assumed) and chosen.policy.change_on_first_use:
+        given_at, given_new = _imported(user), True
+    given = None
+    if given_at is not None and chosen.policy.wants_own(new=given_new):
+        lifetime = chosen.policy.temporary_for
+        dead = lifetime is not None and now >= given_at + lifetime
+        require = Require.RESET if dead else Require.CHANGE
+        given = Given(since=given_at, by=given_by, require=require.value)
+    opened = None
+    if demand > satisfied:
+        opened = strictest(user, satisfied, chosen.policy, now)
+    else:
+        demand = 0
+    if chosen.policy.max_age is None:
+        decision = Decision(must_change=False, expires_at=None, warn=False)
+    else:
+        second = conf.second_factor if chosen.policy.single_factor_only else None
+        decision = decide(
+            chosen.policy,
+            changed_at=changed_at or assumed_change(user),
+            now=now,
+            second_factor=second is not None and second(user),
         )
-    decision = decide(
-        policy_for(user), changed_at=changed_at or assumed_change(user), now=timezone.now()
-    )
+    expires_at = decision.expires_at
+    warns = decision.must_change and chosen.policy.require == Require.WARN
+    ages = [expires_at] if expires_at and not warns else []
+    ages += [now + conf.reconsider] if conf.reconsider else []
     return Judgement(
-        demand=demand if demand > satisfied else 0,
+        demand=demand,
         ended=ended,
         aged=decision.must_change,
-        ages=decision.expires_at.timestamp() if decision.expires_at else None,
-        expires_at=decision.expires_at,
-        warn=decision.warn,
+        ages=min(ages).timestamp() if ages else None,
+        expires_at=expires_at,
+        warn=decision.warn or warns,
         changed_at=changed_at,
+        given=given,
+        opened=opened,
+        chosen=chosen,
+        grace=max(0, chosen.policy.grace_logins - used),
     )
+
+
+def _imported(user: Any) -> datetime | None:
+    """Since when a user is there whom Django did not see coming (``bulk_create``); else ``None``.
+
+    Whoever is saved after pwexpire came has a record with a change in it.
+    """
+    joined: datetime | None = getattr(user, "date_joined", None)
+    return joined if joined is not None and joined > read_state().created_at else None
+
+
+def _on_everyone(user: Any) -> QuerySet[ExpiryBatch]:
+    """Batches on everyone that do not leave ``user`` (a primary key, or a reference to it) out."""
+    excluded = Exclusion.objects.filter(batch=OuterRef("pk"), user=user)
+    return ExpiryBatch.objects.using(feed.using).filter(
+        ~Exists(excluded), everyone=True, number__isnull=False
+    )
+
+
+def strictest(
+    user: Any, satisfied: int, policy: Policy, now: datetime, *, holds: bool = True
+) -> Open | None:
+    """What the strictest open demand wants; the newest of several.
+
+    A password that was given by somebody else is worth nothing after ``Policy.temporary_for``.
+    """
+    fields = ("require", "number", "reason", "activated_at", "note", "pk", "actor_id")
+    kept = {"cancelled_at__isnull": True, "holds": holds, "number__gt": satisfied}
+    if not holds:
+        kept["require"] = Require.WARN
+    mine = ExpiryBatch.objects.using(feed.using).filter(demands__user=user.pk, **kept)
+    rows = [*mine.values_list(*fields), *_on_everyone(user.pk).filter(**kept).values_list(*fields)]
+    found: list[tuple[int, int, Open]] = []
+    for require, number, reason, since, note, batch, actor in rows:
+        if reason == Reason.FIRST_USE and policy.temporary_for and require == Require.CHANGE:
+            require = Require.RESET if now >= since + policy.temporary_for else require
+        one = Open(require=require, reason=reason, since=since, note=note, batch=batch, actor=actor)
+        found.append((REQUIRE_ORDER.index(require), number, one))
+    return max(found, key=lambda one: one[:2])[2] if found else None
 
 
 def judge_now(user: Any) -> tuple[int, Judgement]:
@@ -177,7 +314,7 @@ def open_demands(pks: list[Any]) -> dict[Any, int]:
     rows = active_demands(user__in=pks, batch__holds=True).values_list("user_id", "batch__number")
     for pk, number in rows:
         found[pk] = max(found.get(pk, 0), number or 0)
-    batches = active_batches().filter(everyone=True).values_list("pk", "number")
+    batches = active_batches().filter(everyone=True, holds=True).values_list("pk", "number")
     everyone = {batch: number or 0 for batch, number in batches}
     if everyone:
         records = PasswordRecord.objects.using(feed.using).filter(user__in=pks)
@@ -201,25 +338,36 @@ def password_status(user: Any) -> PasswordStatus:
     """
     check_saved(user)
     judged = judge(user)
-    batch = None
-    reason: str | None
-    require: str | None
-    since: datetime | None
-    if judged.demand:
-        batch = ExpiryBatch.objects.using(feed.using).filter(number=judged.demand).first()
-    if batch is not None:
-        reason, since, require = batch.reason, batch.activated_at, batch.require
-    elif judged.aged:
-        reason, since, require = "age", judged.expires_at, "change"
-    else:
-        reason = since = require = None
+    opened, aged = judged.opened, judged.aged
+    warned = None
+    if opened is None and not judged.held and user.has_usable_password():
+        satisfied = _satisfied(user)
+        warned = strictest(user, satisfied, judged.chosen.policy, timezone.now(), holds=False)
+    told = opened or warned
+    reason = since = None
+    if told is not None:
+        reason, since = told.reason, told.since
+    elif judged.given is not None:
+        reason, since = Reason.FIRST_USE.value, judged.given.since
+    elif aged:
+        reason, since = Reason.AGE.value, judged.expires_at
     return PasswordStatus(
         must_change=judged.held,
-        require=require,
+        require=judged.require or (Require.WARN.value if warned else None),
         reason=reason,
         since=since,
         expires_at=judged.expires_at,
-        warn=judged.warn and not judged.held,
+        warn=(judged.warn or warned is not None) and not judged.held,
         changed_at=judged.changed_at,
-        note=batch.note if batch is not None else "",
+        note=told.note if told is not None else "",
+        grace_logins=judged.grace if aged else None,
+        policy=judged.chosen.policy,
+        rule=judged.chosen.rule,
+        batch=told.batch if told is not None else None,
+        actor=told.actor if told is not None else judged.given and judged.given.by,
     )
+
+
+def _satisfied(user: Any) -> int:
+    records = PasswordRecord.objects.using(feed.using).filter(pk=user.pk)
+    return records.values_list("satisfied", flat=True).first() or 0

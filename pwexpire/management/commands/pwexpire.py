@@ -26,6 +26,7 @@ from pwexpire.management.selectors import (
     names_somebody,
     select,
 )
+from pwexpire.management.verbs import VERBS
 from pwexpire.management.verdict import explain
 from pwexpire.models import BatchState, ExpiryBatch, SessionEntry
 from pwexpire.responses import find_url
@@ -69,7 +70,11 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            answer = getattr(self, f"do_{options['verb']}")(options)
+            verb = options["verb"]
+            if verb in VERBS:
+                answer = VERBS[verb].run(options, self.stdout)
+            else:
+                answer = getattr(self, f"do_{verb}")(options)
             (self.tell_json if options["format"] == "json" else self.tell_text)(answer)
         except (PasswordExpiryError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from None

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from pwexpire.policy.matching import Chosen, choose, strictness
+from pwexpire.policy.presets import PRESETS, Clause, Preset
+from pwexpire.policy.rules import HISTORY_MAX, Decision, Policy, decide
+
+__all__ = [
+    "HISTORY_MAX",
+    "PRESETS",
+    "Chosen",
+    "Clause",
+    "Decision",
+    "Policy",
+    "Preset",
+    "choose",
+    "decide",
+    "strictness",
+]

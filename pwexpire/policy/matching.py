@@ -1,0 +1,53 @@
+"""Which of several policies is meant for a user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from pwexpire.constants import REQUIRE_ORDER
+from pwexpire.policy.rules import Policy
+
+DEFAULT = "default"
+GROUP = "group:"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """``rule``: the key of the mapping that it was found under, ``""`` where there is one only."""
+
+    policy: Policy
+    rule: str = ""
+
+
+def strictness(policy: Policy) -> tuple[Any, ...]:
+    """Greater is stricter: first how soon, then how, then what else."""
+    never = policy.max_age is None
+    return (
+        not never,
+        -(policy.max_age or timedelta(0)),
+        not policy.single_factor_only,
+        REQUIRE_ORDER.index(policy.require),
+        -policy.grace_logins,
+        policy.history,
+        policy.min_age or timedelta(0),
+        policy.change_on_first_use,
+        policy.change_after_admin_reset,
+        policy.temporary_for is not None,
+        -(policy.temporary_for or timedelta(0)),
+    )
+
+
+def choose(
+    rules: Mapping[str, Policy], *, staff: bool, superuser: bool, groups: Iterable[str]
+) -> Chosen:
+    """The strictest policy of those that match; ``default`` counts where no other does."""
+    keys = [GROUP + group for group in groups]
+    keys += ["superuser"] if superuser else []
+    keys += ["staff"] if staff else []
+    found = [Chosen(rules[key], key) for key in keys if key in rules]
+    if not found:
+        return Chosen(rules[DEFAULT], DEFAULT) if DEFAULT in rules else Chosen(Policy(), "")
+    return max(found, key=lambda one: (strictness(one.policy), one.rule))
