@@ -5,17 +5,24 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase
 
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
 from pwexpire.feed import VerdictKey, View
 from pwexpire.sessionstore.base import peek
 
+# django-hijack: the primary keys of those who took this session over, the first one's is his own.
+HIJACKERS = "hijack_history"
+
 
 @dataclass(slots=True)
 class Case:
-    """What a session says of itself, and what was decided of it in this request."""
+    """What a session says of itself, and what was decided of it in this request.
+
+    ``grace``: the login was one of those that an aged password is good for. ``hijacker``: who is
+    really sitting there, if it is somebody else.
+    """
 
     session_key: str | None
     user_id: str
@@ -26,13 +33,16 @@ class Case:
     born: int
     ages: float | None
     policy_key: str | None
+    backend: str
+    grace: bool
+    hijacker: str | None
     held: bool = False
     answered: bool = False
     reached: bool = False
 
     @property
     def key(self) -> VerdictKey:
-        return self.user_id, self.auth_hash, self.born
+        return self.user_id, self.auth_hash, self.born, self.backend, self.grace, self.hijacker
 
     @property
     def served_elsewhere(self) -> bool:
@@ -54,6 +64,7 @@ def read_case(session: SessionBase) -> Case | None:
     if not isinstance(stamp, dict):
         stamp = {}
     number = data.get(SESSION_DEMAND)
+    hijackers = data.get(HIJACKERS)
     return Case(
         session_key=session.session_key,
         user_id=str(user_id),
@@ -64,6 +75,9 @@ def read_case(session: SessionBase) -> Case | None:
         born=stamp.get("b", 0),
         ages=stamp.get("a"),
         policy_key=stamp.get("p"),
+        backend=data.get(BACKEND_SESSION_KEY) or "",
+        grace=bool(stamp.get("g")),
+        hijacker=str(hijackers[0]) if hijackers and isinstance(hijackers, list) else None,
     )
 
 
@@ -78,6 +92,8 @@ def is_suspect(case: Case, view: View) -> bool:
     if case.flagged and (case.flag_number is None or case.flag_number > number):
         return True
     if view.demand(case.user_id) > number:
+        return True
+    if case.hijacker is not None and view.demand(case.hijacker) > number:
         return True
     wanted = view.policy_key
     if wanted is None:

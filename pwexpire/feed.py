@@ -27,7 +27,7 @@ VERDICTS_MAX = 50_000
 BACKOFF_SECONDS = 1.0
 NEVER = float("-inf")
 
-VerdictKey = tuple[str, str, int]
+VerdictKey = tuple[str, str, int, str, bool, str | None]
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ class OldPassword(models.Model):
         indexes = [models.Index(fields=["user", "id"], name="pwexpire_old_passwords")]
 
     def __str__(self) -> str:
-        return str(self.user_id)
+        return str(self.pk)
 
 
 class Notice(models.Model):
@@ -259,4 +259,4 @@ class Notice(models.Model):
         constraints = [models.UniqueConstraint(fields=["user", "key"], name="pwexpire_notice_once")]
 
     def __str__(self) -> str:
-        return f"{self.user_id}: {self.key}"
+        return f"{self.pk}: {self.key}"

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from django.contrib.auth import get_user_model
+from django.contrib.auth import BACKEND_SESSION_KEY, get_user_model
 from django.contrib.auth.hashers import (
     check_password,
     get_hasher,
     identify_hasher,
     is_password_usable,
 )
+from django.contrib.sessions.backends.base import SessionBase
 from django.db import Error as DatabaseFault
 from django.db import connections, transaction
 from django.http import HttpRequest
@@ -23,7 +24,7 @@ from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
 from pwexpire.retries import retried
-from pwexpire.services.changes import meet_demands, testify, witness
+from pwexpire.services.changes import meet_demands, set_by_other, testify, witness
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.stamps import (
     clear_numbered_flag,
@@ -31,7 +32,7 @@ from pwexpire.services.stamps import (
     stamp_session,
     stamp_unjudged,
 )
-from pwexpire.services.status import judge, judge_now, read_counter
+from pwexpire.services.status import Judgement, judge, judge_now, read_counter, take_grace
 from pwexpire.sessionstore.registry import get_adapter
 
 logger = logging.getLogger("pwexpire")
@@ -66,8 +67,10 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
         logger.warning("A login could not be judged, its next request will be: %s", error)
         stamp_unjudged(session, feed.last_counter())
     else:
-        stamp_session(session, counter, judged)
-        if judged.held:
+        grace = _takes_grace(session, user, judged)
+        stamp_session(session, counter, judged, grace=grace)
+        exempt = session.get(BACKEND_SESSION_KEY) in conf.exempt_backends
+        if judged.held and not grace and not exempt and conf.enforce:
             set_flag(session, judged.demand or counter)
         else:
             clear_numbered_flag(session)
@@ -84,6 +87,20 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
             logger.error("A session could not be indexed: %s", error)
 
     transaction.on_commit(work, using=feed.using, robust=True)
+
+
+def _takes_grace(session: SessionBase, user: Any, judged: Judgement) -> bool:
+    if not (judged.held_by_age_alone and judged.grace and conf.enforce):
+        return False
+    if session.get(BACKEND_SESSION_KEY) in conf.exempt_backends:
+        return False
+    try:
+        with savepoint():
+            take = partial(take_grace, user, judged.chosen.policy.grace_logins)
+            return retried(take, using=feed.using)
+    except DatabaseFault as error:
+        logger.error("A grace login could not be counted, so it is none: %s", error)
+        return False
 
 
 def on_logout(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
@@ -163,11 +180,13 @@ def after_user_saved(
     try:
         with savepoint():
             if created:
-                meet_demands(instance, number=read_counter(), created=True)
+                given = instance.has_usable_password() and set_by_other(instance)
+                meet_demands(instance, number=read_counter(), created=True, given=given)
             elif pending is not None:
                 testify(instance, real=pending.real)
                 if pending.real:
-                    meet_demands(instance, number=pending.counter)
+                    given = instance.has_usable_password() and set_by_other(instance)
+                    meet_demands(instance, number=pending.counter, given=given)
     except DatabaseFault as error:
         logger.error("A password change could not be recorded: %s", error)
 

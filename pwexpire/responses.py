@@ -10,13 +10,16 @@ from django.contrib import messages
 from django.contrib.auth import REDIRECT_FIELD_NAME, views
 from django.contrib.messages.storage.session import SessionStorage
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.template.loader import render_to_string
 from django.urls import NoReverseMatch, Resolver404, ResolverMatch, resolve, reverse
+from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.views.i18n import JavaScriptCatalog, set_language
 
 from pwexpire.conf import conf
-from pwexpire.constants import EXEMPT_ATTRIBUTE, PROBLEM_CODE
+from pwexpire.constants import DENIED_CODE, EXEMPT_ATTRIBUTE, PROBLEM_CODE, RESET_CODE
 from pwexpire.exceptions import ChangeURLNotFound
+from pwexpire.models import Require
 
 EXEMPT_CLASSES = (
     views.LogoutView,
@@ -137,6 +140,59 @@ def held_response(request: HttpRequest, change_url: str) -> HttpResponse:
         response = SeeOther(_with_query(change_url, "unprocessed", "1"))
         _say_unprocessed(request)
     return no_store(response)
+
+
+def locked_response(request: HttpRequest, require: str) -> HttpResponse:
+    """The answer to a session that was ended because its password is worth nothing any more."""
+    urlconf = getattr(request, "urlconf", None)
+    reset = find_reset_url(urlconf) if require == Require.RESET else None
+    response: HttpResponse
+    if request.headers.get("HX-Request") == "true" and reset is not None:
+        response = HttpResponse(headers={"HX-Redirect": reset})
+    elif wants_problem(request):
+        problem = {
+            "type": "urn:pwexpire:password-withdrawn",
+            "title": _("Password withdrawn"),
+            "status": 403,
+            "detail": withdrawn_text(require),
+            "code": RESET_CODE if require == Require.RESET else DENIED_CODE,
+        }
+        if reset is not None:
+            problem["reset_url"] = reset
+        response = JsonResponse(problem, status=403, content_type="application/problem+json")
+    elif reset is not None:
+        safe = request.method in ("GET", "HEAD")
+        response = HttpResponseRedirect(reset) if safe else SeeOther(reset)
+    else:
+        page = {"detail": withdrawn_text(require)}
+        response = HttpResponse(
+            render_to_string("pwexpire/withdrawn.html", page, request), status=403
+        )
+    return no_store(response)
+
+
+def find_reset_url(urlconf: Any = None) -> str | None:
+    """The path behind ``PWEXPIRE_RESET_URL``, or ``None`` if it leads to no page."""
+    name = conf.reset_url
+    try:
+        return name if name.startswith("/") else reverse(name, urlconf=urlconf)
+    except NoReverseMatch:
+        return None
+
+
+def withdrawn_text(require: str) -> str:
+    if require == Require.RESET:
+        return _("Your password can no longer be used. Set a new one with a reset link.")
+    return _("Your password can no longer be used. Ask an administrator for a new one.")
+
+
+def way_out(require: str, urlconf: Any = None) -> str:
+    """For the login page of somebody who knew the password; HTML."""
+    reset = find_reset_url(urlconf) if require == Require.RESET else None
+    if reset is None:
+        return withdrawn_text(require)
+    link = format_html('<a href="{}">{}</a>', reset, _("Set a new one with a reset link."))
+    return format_html("{} {}", _("Your password can no longer be used."), link)
 
 
 def unavailable(sentence: str) -> HttpResponse:

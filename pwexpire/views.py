@@ -6,7 +6,6 @@ from django.conf import settings
 from django.contrib.auth import REDIRECT_FIELD_NAME, views
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import resolve_url
-from django.urls import NoReverseMatch
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
@@ -16,7 +15,7 @@ from pwexpire.decorators import password_expiry_exempt
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.models import Reason
-from pwexpire.responses import find_url, unavailable, unprocessed_text
+from pwexpire.responses import find_reset_url, find_url, unavailable, unprocessed_text
 from pwexpire.services.attempts import wrong_old_password
 from pwexpire.services.status import password_status
 
@@ -43,12 +42,13 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
         context = super().get_context_data(**kwargs)
         status = password_status(self.request.user)
         form = context["form"]
+        reset = find_reset_url(getattr(self.request, "urlconf", None)) or ""
         return {
             **context,
             "status": status,
             "reason": reason_label(status.reason),
             "unprocessed": unprocessed_text() if "unprocessed" in self.request.GET else "",
-            "reset_url": reset_url() if form.is_bound and form.old_password_was_wrong else "",
+            "reset_url": reset if form.is_bound and form.old_password_was_wrong else "",
             "next_field": REDIRECT_FIELD_NAME,
             "next": self.get_redirect_url(),
         }
@@ -79,10 +79,3 @@ def reason_label(reason: str | None) -> str:
     if own is not None:
         return str(own)
     return str(Reason(reason).label) if reason in Reason.values else _("it was asked for")
-
-
-def reset_url() -> str:
-    try:
-        return str(resolve_url(conf.reset_url))
-    except NoReverseMatch:
-        return ""

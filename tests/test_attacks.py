@@ -283,8 +283,8 @@ def test_row_27_the_database_is_down(held):
     if "db" in django_settings.SESSION_ENGINE or "signed" in django_settings.SESSION_ENGINE:
         store_session(held, password_expired=True, _password_expired_demand=2**60)
         with (
-            mock.patch("pwexpire.middleware.feed.current", return_value=None),
-            mock.patch("pwexpire.middleware.feed.view", side_effect=OperationalError),
+            mock.patch("pwexpire.middleware.enforcement.feed.current", return_value=None),
+            mock.patch("pwexpire.middleware.enforcement.feed.view", side_effect=OperationalError),
         ):
             assert is_held(held)
 
@@ -360,7 +360,7 @@ def test_row_33_two_threads_one_middleware(engine, server, users):
             if not location.endswith(f"%3F{number}-{turn}"):
                 wrong.append(location)
 
-    with mock.patch("pwexpire.middleware.judge") as judge:
+    with mock.patch("pwexpire.middleware.enforcement.judge") as judge:
         judge.return_value = mock.Mock(ended=0, held=True, demand=2**60, aged=False)
         with mock.patch("pwexpire.middleware.PasswordExpiryMiddleware._examine", hold):
             threads = [
@@ -504,6 +504,6 @@ def test_a_flag_that_was_met_leaves_the_copy_of_the_request(engine, server, alic
     change_password(browser)
     assert not is_held(browser)
     store_session(browser, password_expired=True, _password_expired_demand=number)
-    with mock.patch("pwexpire.middleware.judge") as judge:
+    with mock.patch("pwexpire.middleware.enforcement.judge") as judge:
         assert browser.get("/flag/").content == b"None"
     assert not judge.called

@@ -107,7 +107,7 @@ def test_a_held_request_outside_of_a_middleware_call(rf, alice, client):
     client.force_login(alice)
     request = rf.get("/")
     request.session, request.user = client.session, alice
-    case = Case(None, str(alice.pk), "", True, None, 0, 0, None, None)
+    case = Case(None, str(alice.pk), "", True, None, 0, 0, None, None, "", False, None)
     ours = PasswordExpiryMiddleware(lambda request: None)
     assert ours._hold(request, case).status_code == 302
     ours._drop_stale_flag(request, case)

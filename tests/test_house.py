@@ -23,7 +23,7 @@ FLOORS = [
     ["models", "sessionstore"],
     ["feed"],
     ["services", "cases"],
-    ["responses", "decorators", "forms", "testing", "receivers", "tasks"],
+    ["backends", "responses", "decorators", "forms", "testing", "receivers", "tasks"],
     ["middleware", "management", "views", "admin", "contrib"],
     ["checks", "urls"],
     ["apps"],

@@ -362,7 +362,7 @@ def test_a_burst_of_expiries_costs_others_nothing(engine, server, alice, eve, se
     browser.get("/")
     for user in users(5):
         services.expire_passwords(user)
-    with mock.patch("pwexpire.middleware.judge") as judge:
+    with mock.patch("pwexpire.middleware.enforcement.judge") as judge:
         browser.get("/")
     assert not judge.called
 
@@ -457,8 +457,8 @@ def broken():
     def fail(*args, **kwargs):
         raise OperationalError("the database is down")
 
-    return mock.patch("pwexpire.middleware.feed.view", side_effect=fail), mock.patch(
-        "pwexpire.middleware.feed.current", return_value=None
+    return mock.patch("pwexpire.middleware.enforcement.feed.view", side_effect=fail), mock.patch(
+        "pwexpire.middleware.enforcement.feed.current", return_value=None
     )
 
 
@@ -532,7 +532,7 @@ def test_a_policy_costs_no_query_until_the_password_ages_out(
     settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=90))
     browser = login(server, alice)
     browser.get("/")
-    with mock.patch("pwexpire.middleware.judge") as judge:
+    with mock.patch("pwexpire.middleware.enforcement.judge") as judge:
         browser.get("/")
     assert not judge.called
 

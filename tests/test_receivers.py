@@ -22,7 +22,8 @@ from pwexpire.models import (
     SessionEntry,
 )
 from pwexpire.policy import Policy
-from pwexpire.views import reason_label, reset_url
+from pwexpire.responses import find_reset_url
+from pwexpire.views import reason_label
 from tests.support import NEW, OLD, change_password, is_held, store_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -137,7 +138,7 @@ def test_an_aged_password_is_held_when_nothing_can_be_written(alice, client, set
 
     settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=9))
     PasswordRecord.objects.update(changed_at=alice.date_joined - timedelta(days=99))
-    with mock.patch("pwexpire.middleware.demand_aged", side_effect=DOWN):
+    with mock.patch("pwexpire.middleware.enforcement.demand_aged", side_effect=DOWN):
         client.force_login(alice)
         assert client.session["password_expired"] is True
         assert is_held(client)
@@ -155,7 +156,7 @@ def test_a_fault_after_a_change_is_logged(alice, client, caplog):
 def test_a_fault_in_the_admin_leads_to_the_sites_page(root, client):
     services.expire_passwords(root)
     client.force_login(root)
-    with mock.patch("pwexpire.middleware.admin_change_url", side_effect=DOWN):
+    with mock.patch("pwexpire.middleware.enforcement.admin_change_url", side_effect=DOWN):
         assert client.get("/admin/")["Location"].startswith("/account/password-change/")
 
 
@@ -183,7 +184,7 @@ def test_words_for_people(settings):
     assert reason_label("merger") == "the merger" and reason_label(None) == ""
     assert reason_label("gone") == "it was asked for" and "admin" in reason_label("admin")
     settings.PWEXPIRE_RESET_URL = "nowhere"
-    assert reset_url() == ""
+    assert find_reset_url() is None
 
 
 def test_the_well_known_url_without_a_page(client, settings):
@@ -207,7 +208,7 @@ def test_rows_have_names(alice):
 def test_policy_of_a_site_is_asked_per_user(alice, settings):
     settings.PWEXPIRE_POLICY = "tests.testapp.policies.strict"
     policy_for = conf.policy
-    assert policy_for is not None and policy_for(alice).max_age is not None
+    assert policy_for is not None and policy_for(alice).policy.max_age is not None
     assert conf.policy_key == "tests.testapp.policies.strict"
 
 

@@ -6,15 +6,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.contrib.auth import get_permission_codename, get_user_model
+from django.contrib.auth.views import PasswordResetConfirmView
 from django.db import transaction
 from django.db.models.functions import Greatest
+from django.http import HttpRequest
 from django.utils import timezone
 
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction
 from pwexpire.services.cancellations import close_demands
-from pwexpire.services.status import check_saved, read_counter
+from pwexpire.services.status import check_saved, denied_from, read_counter
 from pwexpire.signals import password_changed
 
 
@@ -22,6 +25,7 @@ from pwexpire.signals import password_changed
 class Witness:
     """What the receivers saw during one request: primary key -> was it a real change."""
 
+    request: HttpRequest | None = None
     held: bool = False
     judged: dict[str, bool] = field(default_factory=dict)
 
@@ -35,6 +39,30 @@ def testify(user: Any, *, real: bool) -> None:
 witness: ContextVar[Witness | None] = ContextVar("pwexpire_witness", default=None)
 
 
+def set_by_other(user: Any) -> bool:
+    """Whether somebody else is choosing the password of ``user``: an administrator, or a command.
+
+    Whoever has a reset link in his hands, or signs up, is taken for the user, whatever account the
+    browser is logged in to.
+    """
+    current = witness.get()
+    if current is None:
+        return True
+    request = current.request
+    actor = getattr(request, "user", None)
+    if request is None or actor is None or not actor.is_authenticated or actor.pk == user.pk:
+        return False
+    view = getattr(getattr(request.resolver_match, "func", None), "view_class", None)
+    if isinstance(view, type) and issubclass(view, PasswordResetConfirmView):
+        return False
+    if getattr(actor, "is_staff", False):
+        return True
+    meta = get_user_model()._meta
+    may = getattr(actor, "has_perm", None)
+    code = f"{meta.app_label}.{get_permission_codename('change', meta)}"
+    return may is not None and bool(may(code))
+
+
 def record_password_change(user: Any) -> None:
     """Say that ``user`` has a new password, where Django cannot see it (``QuerySet.update``, LDAP).
 
@@ -45,19 +73,36 @@ def record_password_change(user: Any) -> None:
     meet_demands(user, number=read_counter())
 
 
-def meet_demands(user: Any, *, number: int, created: bool = False) -> None:
-    """``number``: the counter as it was before the new password was written."""
+def meet_demands(user: Any, *, number: int, created: bool = False, given: bool = False) -> None:
+    """``number``: the counter as it was before the new password was written.
+
+    ``given``: somebody else chose it, so it meets a demand that the user himself cannot meet
+    (``Require.DENY``), and is one that the policy may want changed at once.
+    """
+    by = _actor_of_the_request(user) if given else None
 
     def write() -> None:
         now = timezone.now()
         records = PasswordRecord.objects.using(feed.using)
         records.get_or_create(user_id=user.pk)
-        values: dict[str, Any] = {} if created else {"renewed_at": now, "failed_changes": 0}
+        upto = number
+        values: dict[str, Any] = {"given_new": created}
+        if not created:
+            values |= {"renewed_at": now, "failed_changes": 0, "grace_used": 0}
+            values |= {"lockouts": 0, "lockouts_since": None, "lockout_address": None}
+            denied = None if given else denied_from(user)
+            if denied is not None:
+                upto = min(number, denied - 1)
         records.filter(pk=user.pk).update(
-            satisfied=Greatest("satisfied", number), changed_at=now, **values
+            satisfied=Greatest("satisfied", upto),
+            changed_at=now,
+            assumed=False,
+            given_at=now if given else None,
+            given_by=by,
+            **values,
         )
         if not created:
-            close_demands([user.pk], upto=number)
+            close_demands([user.pk], upto=upto)
 
     def work() -> None:
         in_transaction(write, using=feed.using)
@@ -68,3 +113,9 @@ def meet_demands(user: Any, *, number: int, created: bool = False) -> None:
     # What fails after the caller's commit must not look like a failure of his.
     robust = transaction.get_connection(feed.using).in_atomic_block
     transaction.on_commit(work, using=feed.using, robust=robust)
+
+
+def _actor_of_the_request(user: Any) -> Any:
+    current = witness.get()
+    actor = getattr(current.request, "user", None) if current is not None else None
+    return actor.pk if actor is not None and actor.pk != user.pk else None

@@ -9,18 +9,22 @@ from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
 from pwexpire.services.status import Judgement
 
 
-def stamp_session(session: SessionBase, counter: int, judged: Judgement) -> None:
+def stamp_session(
+    session: SessionBase, counter: int, judged: Judgement, *, grace: bool = False
+) -> None:
     """``counter``: read before the record was judged.
 
     ``n``: up to which number nothing is demanded of this session; ``b``: at which it began.
+    ``grace``: it is one of the logins that an aged password is good for.
     """
-    satisfied = 0 if judged.held else counter
-    session[SESSION_STAMP] = {
-        "n": satisfied,
+    held = judged.held and not grace
+    stamp = {
+        "n": 0 if held else counter,
         "b": counter,
-        "a": judged.ages,
+        "a": None if grace else judged.ages,
         "p": conf.policy_key,
     }
+    session[SESSION_STAMP] = stamp | {"g": True} if grace else stamp
 
 
 def stamp_unjudged(session: SessionBase, counter: int) -> None:

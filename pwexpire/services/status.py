@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
-from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
 from django.utils import timezone
 
 from pwexpire.conf import conf
@@ -26,7 +27,7 @@ from pwexpire.models import (
     SessionAction,
 )
 from pwexpire.policy import Chosen, Decision, Policy, decide
-
+from pwexpire.retries import retried
 
 NOTHING_CHOSEN = Chosen(Policy())
 
@@ -222,8 +223,8 @@ def judge(user: Any) -> Judgement:
     if given_at is not None and chosen.policy.wants_own(new=given_new):
         lifetime = chosen.policy.temporary_for
         dead = lifetime is not None and now >= given_at + lifetime
-        require = Require.RESET if dead else Require.CHANGE
-        given = Given(since=given_at, by=given_by, require=require.value)
+        wanted = Require.RESET if dead else Require.CHANGE
+        given = Given(since=given_at, by=given_by, require=wanted.value)
     opened = None
     if demand > satisfied:
         opened = strictest(user, satisfied, chosen.policy, now)
@@ -283,7 +284,11 @@ def strictest(
     A password that was given by somebody else is worth nothing after ``Policy.temporary_for``.
     """
     fields = ("require", "number", "reason", "activated_at", "note", "pk", "actor_id")
-    kept = {"cancelled_at__isnull": True, "holds": holds, "number__gt": satisfied}
+    kept: dict[str, Any] = {
+        "cancelled_at__isnull": True,
+        "holds": holds,
+        "number__gt": satisfied,
+    }
     if not holds:
         kept["require"] = Require.WARN
     mine = ExpiryBatch.objects.using(feed.using).filter(demands__user=user.pk, **kept)
@@ -302,10 +307,44 @@ def judge_now(user: Any) -> tuple[int, Judgement]:
     return read_counter(), judge(user)
 
 
+def take_grace(user: Any, limit: int) -> bool:
+    """One of the logins that an aged password is good for; false if there is none left."""
+    records = PasswordRecord.objects.using(feed.using)
+    records.get_or_create(user_id=user.pk)
+    mine = records.filter(pk=user.pk, grace_used__lt=limit)
+    return bool(mine.update(grace_used=F("grace_used") + 1))
+
+
+def count_would_hold(pk: Any) -> None:
+    """Note that a session of this user would have been held, if anybody were."""
+    records = PasswordRecord.objects.using(feed.using)
+    record, _ = records.get_or_create(user_id=pk)
+    mine = records.filter(pk=record.pk)
+    count = partial(mine.update, would_hold=F("would_hold") + 1, would_hold_at=timezone.now())
+    retried(count, using=feed.using)
+
+
 def assumed_change(user: Any) -> datetime:
     """A password whose last change nobody saw counts from the day pwexpire came, or he joined."""
     joined: datetime | None = getattr(user, "date_joined", None) if conf.assume_joined else None
     return joined or read_state().created_at
+
+
+def denied_from(user: Any) -> int | None:
+    """The lowest number of the open demands that nobody but an administrator meets."""
+    satisfied = _satisfied(user)
+    kept = {
+        "cancelled_at__isnull": True,
+        "holds": True,
+        "number__gt": satisfied,
+        "require": Require.DENY,
+    }
+    mine = ExpiryBatch.objects.using(feed.using).filter(demands__user=user.pk, **kept)
+    numbers = [
+        *mine.values_list("number", flat=True),
+        *_on_everyone(user.pk).filter(**kept).values_list("number", flat=True),
+    ]
+    return min((number for number in numbers if number), default=None)
 
 
 def open_demands(pks: list[Any]) -> dict[Any, int]:

@@ -1,16 +1,15 @@
-"""Holds the sessions of users whose password has to be changed."""
+"""The one decision: whether a request is held, and what it is answered then."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY, get_user_model
-from django.contrib.auth.forms import PasswordChangeForm
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured
@@ -22,54 +21,33 @@ from pwexpire.cases import Case, is_suspect, read_case
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
 from pwexpire.exceptions import ChangeURLNotFound, EnforcementUnavailable
-from pwexpire.feed import Verdict, feed
-from pwexpire.forms import ExpiredPasswordChangeForm
+from pwexpire.feed import Verdict, View, feed
+from pwexpire.models import Require
 from pwexpire.responses import (
     admin_change_url,
     find_match,
     find_url,
     held_response,
     is_exempt,
+    locked_response,
     unavailable,
 )
 from pwexpire.retries import retried
-from pwexpire.services.attempts import wrong_old_password
 from pwexpire.services.batches import demand_aged
-from pwexpire.services.changes import Witness, record_password_change, witness
-from pwexpire.services.index import forget_session, index_session, uses_index
-from pwexpire.services.stamps import clear_flag, stamp_session
-from pwexpire.services.status import Judgement, judge, judge_now
+from pwexpire.services.changes import witness
+from pwexpire.services.status import Judgement, count_would_hold, judge
 from pwexpire.sessionstore.base import drop_in_memory, peek, set_in_memory
 from pwexpire.sessionstore.registry import get_adapter
-from pwexpire.signals import expiry_cleared, expiry_enforced
+from pwexpire.signals import expiry_enforced
 
 logger = logging.getLogger("pwexpire")
+COUNTED_SECONDS = 3600
 
-GetResponse = Callable[[HttpRequest], Any]
 Answer = HttpResponseBase | None
 
 
-class PasswordExpiryMiddleware:
-    """Put it after ``AuthenticationMiddleware``.
-
-    From the moment a password is expired until it is changed, the sessions of its user reach
-    exempt views only. Override ``should_enforce``, ``is_exempt``, ``get_change_url``,
-    ``get_scope`` or ``handle_held`` for a site's own rules.
-    """
-
-    sync_capable = True
-    async_capable = True
-
-    def __init__(self, get_response: GetResponse) -> None:
-        self.get_response = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        # Django asks the bound method whether it is a coroutine function, and else hops threads.
-        self.process_view: Callable[..., Any] = self._process_view_sync
-        self.process_template_response: Callable[..., Any] = self._process_template_sync
-        if self.is_async:
-            markcoroutinefunction(self)
-            self.process_view = self._process_view_async
-            self.process_template_response = self._process_template_async
+class Enforcement:
+    """Decides by the session alone, and asks the record only for a suspect."""
 
     # The hooks.
 
@@ -96,95 +74,7 @@ class PasswordExpiryMiddleware:
         """The answer to a request that must not reach its view."""
         return held_response(request, change_url)
 
-    # The two shells.
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if self.is_async:
-            return self._call_async(request)
-        token = witness.set(Witness())
-        try:
-            answer = self._decide_sync(request)
-            response = self.get_response(request) if answer is None else answer
-            if self._must_leave(request, response):
-                response = self._leave(request, response)
-            return response
-        finally:
-            witness.reset(token)
-
-    async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
-        token = witness.set(Witness())
-        try:
-            answer = await self._decide_async(request)
-            response = await self.get_response(request) if answer is None else answer
-            if self._must_leave(request, response):
-                response = await sync_to_async(self._leave)(request, response)
-            return response
-        finally:
-            witness.reset(token)
-
-    def _decide_sync(self, request: HttpRequest) -> Answer:
-        session = self._session(request)
-        if session is None:
-            return None
-        accessed = session.accessed
-        session.get(SESSION_KEY)
-        session.accessed = accessed
-        case = self._open(request, session)
-        if case is None:
-            return None
-        view = feed.current(scope := self.get_scope(request))
-        if view is not None and not is_suspect(case, view):
-            if case.flagged:
-                self._drop_from_memory(request, case)
-            return None
-        return self._examine(request, case, scope)
-
-    async def _decide_async(self, request: HttpRequest) -> Answer:
-        session = self._session(request)
-        if session is None:
-            return None
-        accessed = session.accessed
-        await session.aget(SESSION_KEY)
-        session.accessed = accessed
-        case = self._open(request, session)
-        if case is None:
-            return None
-        view = feed.current(scope := self.get_scope(request))
-        if view is not None and not is_suspect(case, view):
-            if case.flagged:
-                self._drop_from_memory(request, case)
-            return None
-        return await sync_to_async(self._examine)(request, case, scope)
-
-    def _process_view_sync(
-        self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Answer:
-        if self._has_changed(request):
-            answer = self._decide_sync(request)
-            if answer is not None:
-                return answer
-        return self._reach(request, view)
-
-    async def _process_view_async(
-        self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Answer:
-        if self._has_changed(request):
-            answer = await self._decide_async(request)
-            if answer is not None:
-                return answer
-        return self._reach(request, view)
-
-    def _process_template_sync(self, request: HttpRequest, response: Any) -> Any:
-        if self._is_wrong_guess(request, response):
-            wrong_old_password(request)
-        return response
-
-    async def _process_template_async(self, request: HttpRequest, response: Any) -> Any:
-        if self._is_wrong_guess(request, response):
-            await sync_to_async(wrong_old_password)(request)
-        return response
-
-    # The one decision.
+    # The decision.
 
     def _session(self, request: HttpRequest) -> SessionBase | None:
         """The session, or ``None`` if there can be nobody in it; it is not loaded here."""
@@ -229,7 +119,7 @@ class PasswordExpiryMiddleware:
 
     def _examine(self, request: HttpRequest, case: Case, scope: tuple[str, str]) -> Answer:
         """Ask the record. Queries."""
-        if not conf.enforce:
+        if not (conf.enforce or conf.report_only):
             return None
         try:
             view = feed.view(scope)
@@ -249,20 +139,58 @@ class PasswordExpiryMiddleware:
                 self._make_anonymous(request)
                 return None
             by_hand = case.flagged and case.flag_number is None and user.has_usable_password()
-            if not judged.held and not by_hand:
-                verdict = Verdict(view.counter, judged.ages, conf.policy_key)
-                view.remember(case.key, verdict)
+            if case.hijacker is not None:
+                judged, by_hand = self._judge_hijacker(case.hijacker), False
+            if not (judged.held or by_hand) or _is_excused(case, judged, by_hand):
+                view.remember(case.key, _verdict(view, judged, case))
                 if case.flagged:
                     self._drop_stale_flag(request, case)
                 return None
-            number = judged.demand
-            if judged.aged and not number:
-                number = self._demand_aged(user, judged) or view.counter
+            if conf.report_only:
+                self._count(view, case)
+                return None
+            if case.hijacker is not None:
+                self._make_anonymous(request)
+                return None
+            if judged.locked:
+                return self._lock(request, case, judged)
+            number: int | None = judged.demand
+            if judged.held_by_age_alone and not judged.grace:
+                number = self._demand_aged(user, judged)
             if not case.flagged:
-                self._show_flag(request, case, number)
+                self._show_flag(request, case, number or view.counter)
         except (DatabaseFault, EnforcementUnavailable) as error:
             return self._fault(request, case, error)
         return self._hold(request, case)
+
+    def _judge_hijacker(self, pk: str) -> Judgement:
+        """Whoever took the session over answers for himself, not for the user."""
+        users = get_user_model()._base_manager.using(feed.using)
+        hijacker = users.filter(pk=pk).first()
+        return (
+            Judgement() if hijacker is None else retried(partial(judge, hijacker), using=feed.using)
+        )
+
+    def _count(self, view: View, case: Case) -> None:
+        """Note whom this session would have been held for, once in an hour and process."""
+        known = view.verdicts.get(case.key)
+        if known is not None and known.ages is not None and time.time() < known.ages:
+            return
+        view.remember(
+            case.key, Verdict(view.counter, time.time() + COUNTED_SECONDS, conf.policy_key)
+        )
+        count_would_hold(case.hijacker or case.user_id)
+
+    def _lock(self, request: HttpRequest, case: Case, judged: Judgement) -> Answer:
+        """The old password is worth nothing, so nothing is left for this session to do."""
+        require = judged.require or Require.RESET
+        self._make_anonymous(request)
+        match = find_match(request)
+        if match is not None and self._may_reach(request, match.func, match):
+            return None
+        response = locked_response(request, require)
+        self._tell_enforced(request, case, response)
+        return response
 
     def _demand_aged(self, user: Any, judged: Judgement) -> int | None:
         try:
@@ -319,20 +247,13 @@ class PasswordExpiryMiddleware:
         except ChangeURLNotFound as error:
             logger.error("%s", error)
             return unavailable(str(error))
+        self._tell_enforced(request, case, response)
+        return response
+
+    def _tell_enforced(self, request: HttpRequest, case: Case, response: HttpResponseBase) -> None:
         expiry_enforced.send_robust(
             sender=get_user_model(), request=request, user_id=case.user_id, response=response
         )
-        return response
-
-    def _is_wrong_guess(self, request: HttpRequest, response: Any) -> bool:
-        """On a change page of Django's or the admin's; ours counts for itself."""
-        case: Case | None = getattr(request, "_pwexpire_case", None)
-        if case is None or not case.held:
-            return False
-        form = (getattr(response, "context_data", None) or {}).get("form")
-        if not isinstance(form, PasswordChangeForm) or isinstance(form, ExpiredPasswordChangeForm):
-            return False
-        return form.has_error("old_password", "password_incorrect")
 
     def _make_anonymous(self, request: HttpRequest) -> None:
         request.session.flush()
@@ -360,52 +281,16 @@ class PasswordExpiryMiddleware:
         if adapter.supports_flag and case.session_key:
             adapter.clear({case.session_key: (case.user_id, number)})
 
-    # On the way out.
 
-    def _must_leave(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        case: Case | None = getattr(request, "_pwexpire_case", None)
-        if case is None:
-            return False
-        if case.served_elsewhere and request.resolver_match is None:
-            return True
-        session = request.session
-        if session.session_key != case.session_key:
-            return True
-        return session.modified and peek(session).get(HASH_SESSION_KEY, "") != case.auth_hash
+def _is_excused(case: Case, judged: Judgement, by_hand: bool) -> bool:
+    """Whether this session may go on though its user is held; decided for it alone."""
+    if case.backend in conf.exempt_backends:
+        return True
+    return case.grace and judged.held_by_age_alone and not by_hand
 
-    def _leave(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-        case: Case = request._pwexpire_case  # type: ignore[attr-defined]
-        if case.served_elsewhere and request.resolver_match is None:
-            redirects = 300 <= response.status_code < 400
-            return response if redirects else self._answer(request, case, None)
-        session = request.session
-        now = read_case(session)
-        try:
-            if now is None or now.user_id != case.user_id:
-                forget_session(case.session_key, if_dead=True)
-                return response
-            if now.auth_hash != case.auth_hash and not getattr(request, "_pwexpire_login", False):
-                self._settle(request, case)
-            if session.session_key != case.session_key and uses_index(get_adapter()):
-                index_session(session.session_key, request.user, replaces=case.session_key)
-        except DatabaseFault as error:
-            logger.error("A password change could not be followed up: %s", error)
-        return response
 
-    def _settle(self, request: HttpRequest, case: Case) -> None:
-        """The auth hash was refreshed: the flag leaves if the password really changed."""
-        user = get_user_model()._base_manager.using(feed.using).get(pk=case.user_id)
-        if case.auth_hash in (user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()):
-            return  # only SECRET_KEY was rotated
-        current = witness.get()
-        real = current.judged.get(str(user.pk)) if current is not None else None
-        if real is None:
-            record_password_change(user)
-        counter, judged = retried(partial(judge_now, user), using=feed.using)
-        if judged.held or real is False:
-            return
-        session = request.session
-        was_flagged = clear_flag(session)
-        stamp_session(session, counter, judged)
-        if was_flagged:
-            expiry_cleared.send_robust(sender=type(user), request=request, user_id=user.pk)
+def _verdict(view: View, judged: Judgement, case: Case) -> Verdict:
+    ages = None if case.grace and judged.held_by_age_alone else judged.ages
+    if case.backend in conf.exempt_backends:
+        ages = None
+    return Verdict(view.counter, ages, conf.policy_key)

@@ -1,0 +1,7 @@
+"""Holds the sessions of users whose password has to be changed."""
+
+from __future__ import annotations
+
+from pwexpire.middleware.shells import PasswordExpiryMiddleware
+
+__all__ = ["PasswordExpiryMiddleware"]

@@ -1,0 +1,96 @@
+"""What is left to do when the view has answered."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from django.contrib.auth import HASH_SESSION_KEY, get_user_model
+from django.contrib.auth.forms import PasswordChangeForm
+from django.db import Error as DatabaseFault
+from django.forms import BaseForm
+from django.http import HttpRequest, HttpResponseBase
+
+from pwexpire.cases import Case, read_case
+from pwexpire.feed import feed
+from pwexpire.forms import ExpiredPasswordChangeForm
+from pwexpire.middleware.enforcement import Enforcement
+from pwexpire.responses import way_out
+from pwexpire.retries import retried
+from pwexpire.services.changes import record_password_change, witness
+from pwexpire.services.index import forget_session, index_session, uses_index
+from pwexpire.services.stamps import clear_flag, stamp_session
+from pwexpire.services.status import judge_now
+from pwexpire.sessionstore.base import peek
+from pwexpire.sessionstore.registry import get_adapter
+from pwexpire.signals import expiry_cleared
+
+logger = logging.getLogger("pwexpire")
+
+
+class Departure(Enforcement):
+    def _must_leave(self, request: HttpRequest, response: HttpResponseBase) -> bool:
+        case: Case | None = getattr(request, "_pwexpire_case", None)
+        if case is None:
+            return False
+        if case.served_elsewhere and request.resolver_match is None:
+            return True
+        session = request.session
+        if session.session_key != case.session_key:
+            return True
+        return session.modified and peek(session).get(HASH_SESSION_KEY, "") != case.auth_hash
+
+    def _leave(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        case: Case = request._pwexpire_case  # type: ignore[attr-defined]
+        if case.served_elsewhere and request.resolver_match is None:
+            redirects = 300 <= response.status_code < 400
+            return response if redirects else self._answer(request, case, None)
+        session = request.session
+        now = read_case(session)
+        try:
+            if now is None or now.user_id != case.user_id:
+                forget_session(case.session_key, if_dead=True)
+                return response
+            if now.auth_hash != case.auth_hash and not getattr(request, "_pwexpire_login", False):
+                self._settle(request, case)
+            if session.session_key != case.session_key and uses_index(get_adapter()):
+                index_session(session.session_key, request.user, replaces=case.session_key)
+        except DatabaseFault as error:
+            logger.error("A password change could not be followed up: %s", error)
+        return response
+
+    def _settle(self, request: HttpRequest, case: Case) -> None:
+        """The auth hash was refreshed: the flag leaves if the password really changed."""
+        user = get_user_model()._base_manager.using(feed.using).get(pk=case.user_id)
+        if case.auth_hash in (user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()):
+            return  # only SECRET_KEY was rotated
+        current = witness.get()
+        real = current.judged.get(str(user.pk)) if current is not None else None
+        if real is None:
+            record_password_change(user)
+        counter, judged = retried(partial(judge_now, user), using=feed.using)
+        if judged.held or real is False:
+            return
+        session = request.session
+        was_flagged = clear_flag(session)
+        stamp_session(session, counter, judged)
+        if was_flagged:
+            expiry_cleared.send_robust(sender=type(user), request=request, user_id=user.pk)
+
+    def _is_wrong_guess(self, request: HttpRequest, response: Any) -> bool:
+        """On a change page of Django's or the admin's; ours counts for itself."""
+        case: Case | None = getattr(request, "_pwexpire_case", None)
+        if case is None or not case.held:
+            return False
+        form = (getattr(response, "context_data", None) or {}).get("form")
+        if not isinstance(form, PasswordChangeForm) or isinstance(form, ExpiredPasswordChangeForm):
+            return False
+        return form.has_error("old_password", "password_incorrect")
+
+    def _show_way_out(self, request: HttpRequest, response: Any) -> None:
+        """Beside the login form's own error, for whoever knew a password that is worth nothing."""
+        refused: str | None = getattr(request, "pwexpire_refused", None)
+        form = (getattr(response, "context_data", None) or {}).get("form")
+        if refused is not None and isinstance(form, BaseForm) and form.is_bound:
+            form.add_error(None, way_out(refused, getattr(request, "urlconf", None)))
