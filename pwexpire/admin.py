@@ -17,16 +17,20 @@ from django.utils.translation import gettext, gettext_lazy, ngettext
 
 from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
-from pwexpire.models import ExpiryBatch, Reason, SessionAction
+from pwexpire.models import ExpiryBatch, Reason, Require, SessionAction
 from pwexpire.services.batches import expire_passwords, preview_expiry
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.status import open_demand, usable_password
 
 PERMISSION = "pwexpire.expire_passwords"
+FIRST_SHOWN = {"reason": "admin", "require": "change", "sessions": "flag"}
 
 
 class ExpireForm(forms.Form):
     reason = forms.ChoiceField(label=gettext_lazy("Reason"))
+    require = forms.ChoiceField(
+        label=gettext_lazy("What is demanded"), choices=Require.choices, required=False
+    )
     sessions = forms.ChoiceField(label=gettext_lazy("Open sessions"), choices=SessionAction.choices)
     note = forms.CharField(
         label=gettext_lazy("Note"),
@@ -41,6 +45,21 @@ class ExpireForm(forms.Form):
         field = self.fields["reason"]
         assert isinstance(field, forms.ChoiceField)
         field.choices = list({**dict(Reason.choices), **conf.reasons}.items())
+        if not conf.refuses_logins:  # a login could not be refused
+            require = self.fields["require"]
+            assert isinstance(require, forms.ChoiceField)
+            require.choices = [
+                choice
+                for choice in Require.choices
+                if choice[0] not in (Require.RESET, Require.DENY)
+            ]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        cleaned["require"] = cleaned.get("require") or Require.CHANGE
+        if cleaned["require"] == Require.WARN and cleaned.get("sessions") == SessionAction.END:
+            self.add_error("sessions", gettext("A warning ends no sessions."))
+        return cleaned
 
 
 class CancelForm(forms.Form):
@@ -54,7 +73,7 @@ def expire_passwords_action(
     """Ask, then expire. Needs the permission ``pwexpire.expire_passwords``."""
     _demand_permission(request)
     confirmed = "confirm" in request.POST
-    form = ExpireForm(request.POST if confirmed else {"reason": "admin", "sessions": "flag"})
+    form = ExpireForm(request.POST if confirmed else FIRST_SHOWN)
     if not confirmed or not form.is_valid():
         title = gettext("Expire passwords")
         return _ask(modeladmin, request, queryset, form, "expire_passwords_action", title)
@@ -63,6 +82,7 @@ def expire_passwords_action(
     batch = expire_passwords(
         queryset,
         reason=given["reason"],
+        require=given["require"],
         sessions=given["sessions"],
         note=given["note"],
         actor=request.user,
@@ -240,6 +260,7 @@ class ExpiryBatchAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "pk",
         "created_at",
         "reason",
+        "require",
         "everyone",
         "state",
         "actor",

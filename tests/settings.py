@@ -26,6 +26,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.sites",
     *(["axes"] if AXES else []),
+    *(["hijack"] if find_spec("hijack") else []),
     *(["qsessions"] if find_spec("qsessions") else []),
     *(["user_sessions"] if USER_SESSIONS else []),
     "pwexpire",

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from django.contrib import admin
 from django.contrib.auth import authenticate, get_user_model, update_session_auth_hash
+from django.contrib.auth.forms import BaseUserCreationForm
 from django.contrib.auth.hashers import make_password
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import redirect
 from django.urls import include, path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.i18n import JavaScriptCatalog
@@ -75,6 +77,15 @@ def set_hash(request: HttpRequest) -> HttpResponse:
     return HttpResponse("changed")
 
 
+@csrf_exempt
+def signup(request: HttpRequest) -> HttpResponse:
+    form = BaseUserCreationForm(request.POST)
+    if not form.is_valid():
+        return JsonResponse(form.errors, status=400)
+    form.save()
+    return redirect("/")
+
+
 urlpatterns = [
     path("", home, name="home"),
     path("ahome/", ahome),
@@ -84,6 +95,7 @@ urlpatterns = [
     path("flag/", flag),
     path("json/", json),
     path("exempt/", exempt),
+    path("signup/", signup),
     path("exempt/sudo/", sudo),
     path("exempt/hash/", set_hash),
     path("account/", include("pwexpire.urls")),

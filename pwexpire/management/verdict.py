@@ -7,7 +7,7 @@ from typing import Any
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
-from pwexpire.models import Exclusion, ExpiryBatch
+from pwexpire.models import Exclusion, ExpiryBatch, Reason
 from pwexpire.services.status import PasswordStatus, judge, password_status
 
 
@@ -18,7 +18,9 @@ def explain(user: Any) -> dict[str, Any]:
     out = Exclusion.objects.using(feed.using).filter(user=user.pk, batch__cancelled_at=None)
     excluded = list(out.order_by("batch").values_list("batch", flat=True))
     sentences = [_verdict(user, status, batch)]
-    if not conf.enforce:
+    if conf.report_only:
+        sentences.append('PWEXPIRE_ENFORCE is "report": nobody is held, it is only counted.')
+    elif not conf.enforce:
         sentences.append("PWEXPIRE_ENFORCE is False: nobody is held.")
     if not getattr(user, "is_active", True):
         sentences.append(f"{name} is not active.")
@@ -41,11 +43,18 @@ def _verdict(user: Any, status: PasswordStatus, batch: ExpiryBatch | None) -> st
     name = user.get_username()
     if not user.has_usable_password():
         return f"{name} is free: there is no usable password."
+    if conf.applies_to is not None and not conf.applies_to(user):
+        return f"{name} is free: PWEXPIRE_APPLIES_TO says so."
     if not status.must_change:
         return f"{name} is free: nothing is demanded."
-    source = f"by batch {batch.pk}" if batch else "by its age"
+    source = "by its age"
+    if status.reason == Reason.FIRST_USE:
+        source = "somebody else chose the password"
+    if batch is not None:
+        source = f"by batch {batch.pk}"
     since = f" since {status.since.isoformat()}" if status.since else ""
-    return f"{name} is held{since}: {status.reason}, {source}."
+    grace = f" {status.grace_logins} more logins are good." if status.grace_logins else ""
+    return f"{name} is held{since}: {status.reason}, {source} ({status.require}).{grace}"
 
 
 def _listed(numbers: list[int]) -> str:

@@ -14,12 +14,13 @@ def stamp_session(
 ) -> None:
     """``counter``: read before the record was judged.
 
-    ``n``: up to which number nothing is demanded of this session; ``b``: at which it began.
+    ``n``: up to which number nothing is demanded of this session, -1 if something is, numbered or
+    not; ``b``: at which number it began.
     ``grace``: it is one of the logins that an aged password is good for.
     """
     held = judged.held and not grace
     stamp = {
-        "n": 0 if held else counter,
+        "n": -1 if held else counter,
         "b": counter,
         "a": None if grace else judged.ages,
         "p": conf.policy_key,
