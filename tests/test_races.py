@@ -18,8 +18,8 @@ STARTUP_SECONDS = 240
 DRIVERS = {"postgresql": "psycopg", "mariadb": "pymysql", "redis": "redis"}
 # Decisive cases for each second that there have to be; a busy machine has a fifth of the usual.
 LAWS = {
-    "held": 2,
-    "cart": 4,
+    "held": 0.4,
+    "cart": 2,
     "cart at the end": 1,
     "flagged": 0.2,
     "in force": 1,
