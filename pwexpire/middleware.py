@@ -101,7 +101,7 @@ class PasswordExpiryMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self.is_async:
             return self._call_async(request)
-        token = witness.set(Witness())
+        token = witness.set(Witness(request=request))
         try:
             answer = self._decide_sync(request)
             response = self.get_response(request) if answer is None else answer
@@ -112,7 +112,7 @@ class PasswordExpiryMiddleware:
             witness.reset(token)
 
     async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
-        token = witness.set(Witness())
+        token = witness.set(Witness(request=request))
         try:
             answer = await self._decide_async(request)
             response = await self.get_response(request) if answer is None else answer

@@ -24,6 +24,7 @@ from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
 from pwexpire.retries import retried
 from pwexpire.services.changes import meet_demands, testify, witness
+from pwexpire.services.history import hash_before, length_kept, replaced_by, stored_hash
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.stamps import (
     clear_numbered_flag,
@@ -40,10 +41,14 @@ _PENDING = "_pwexpire_pending"
 
 @dataclass(frozen=True)
 class Pending:
-    """A new password that is about to be written: the counter before, and whether it is new."""
+    """A new password that is about to be written: the counter before, and whether it is new.
+
+    ``old``: the hash that is there, where old ones are kept.
+    """
 
     counter: int
     real: bool
+    old: str = ""
 
 
 def savepoint() -> AbstractContextManager[None]:
@@ -119,16 +124,19 @@ def before_user_saved(
 
 def _look_at_change(user: Any) -> Pending:
     counter = read_counter()
+    if length_kept(user):
+        old, real = hash_before(user)
+        return Pending(counter, real, old)
     if not (_held_here() or conf.policy is not None or judge(user).demand):
         return Pending(counter, True)
-    return Pending(counter, not check_password(user._password, _stored_hash(user)))
+    return Pending(counter, not check_password(user._password, stored_hash(user)))
 
 
 def _look_at_hash(user: Any) -> None:
     """A hash that came without its password: an upgrade of the hasher, or a change in disguise."""
     if not _held_here() and not feed.view(feed.scope()).demand(str(user.pk)):
         return
-    old = _stored_hash(user)
+    old = stored_hash(user)
     if old == user.password or not is_password_usable(user.password):
         return
     preferred, hasher = get_hasher(), identify_hasher(old) if is_password_usable(old) else None
@@ -149,11 +157,6 @@ def _held_here() -> bool:
     return current is not None and current.held
 
 
-def _stored_hash(user: Any) -> str:
-    users = get_user_model()._base_manager.using(feed.using)
-    return users.filter(pk=user.pk).values_list("password", flat=True).first() or "!"
-
-
 def after_user_saved(
     sender: Any, instance: Any, created: bool, raw: bool = False, **kwargs: Any
 ) -> None:
@@ -167,7 +170,8 @@ def after_user_saved(
             elif pending is not None:
                 testify(instance, real=pending.real)
                 if pending.real:
-                    meet_demands(instance, number=pending.counter)
+                    replaced = replaced_by(instance, pending.old)
+                    meet_demands(instance, number=pending.counter, replaced=replaced)
     except DatabaseFault as error:
         logger.error("A password change could not be recorded: %s", error)
 

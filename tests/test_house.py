@@ -23,7 +23,7 @@ FLOORS = [
     ["models", "sessionstore"],
     ["feed"],
     ["services", "cases"],
-    ["responses", "decorators", "forms", "testing", "receivers", "tasks"],
+    ["responses", "decorators", "forms", "testing", "receivers", "tasks", "validators"],
     ["middleware", "management", "views", "admin", "contrib"],
     ["checks", "urls"],
     ["apps"],

@@ -6,14 +6,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.contrib.auth import get_permission_codename, get_user_model
+from django.contrib.auth.views import PasswordResetConfirmView
 from django.db import transaction
 from django.db.models.functions import Greatest
+from django.http import HttpRequest
 from django.utils import timezone
 
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction
 from pwexpire.services.cancellations import close_demands
+from pwexpire.services.history import Replaced, keep_old
 from pwexpire.services.status import check_saved, read_counter
 from pwexpire.signals import password_changed
 
@@ -22,6 +26,7 @@ from pwexpire.signals import password_changed
 class Witness:
     """What the receivers saw during one request: primary key -> was it a real change."""
 
+    request: HttpRequest | None = None
     held: bool = False
     judged: dict[str, bool] = field(default_factory=dict)
 
@@ -35,6 +40,30 @@ def testify(user: Any, *, real: bool) -> None:
 witness: ContextVar[Witness | None] = ContextVar("pwexpire_witness", default=None)
 
 
+def set_by_other(user: Any) -> bool:
+    """Whether somebody else is choosing the password of ``user``: an administrator, or a command.
+
+    Whoever has a reset link in his hands, or signs up, is taken for the user, whatever account the
+    browser is logged in to.
+    """
+    current = witness.get()
+    if current is None:
+        return True
+    request = current.request
+    actor = getattr(request, "user", None)
+    if request is None or actor is None or not actor.is_authenticated or actor.pk == user.pk:
+        return False
+    view = getattr(getattr(request.resolver_match, "func", None), "view_class", None)
+    if isinstance(view, type) and issubclass(view, PasswordResetConfirmView):
+        return False
+    if getattr(actor, "is_staff", False):
+        return True
+    meta = get_user_model()._meta
+    may = getattr(actor, "has_perm", None)
+    code = f"{meta.app_label}.{get_permission_codename('change', meta)}"
+    return may is not None and bool(may(code))
+
+
 def record_password_change(user: Any) -> None:
     """Say that ``user`` has a new password, where Django cannot see it (``QuerySet.update``, LDAP).
 
@@ -45,7 +74,9 @@ def record_password_change(user: Any) -> None:
     meet_demands(user, number=read_counter())
 
 
-def meet_demands(user: Any, *, number: int, created: bool = False) -> None:
+def meet_demands(
+    user: Any, *, number: int, created: bool = False, replaced: Replaced | None = None
+) -> None:
     """``number``: the counter as it was before the new password was written."""
 
     def write() -> None:
@@ -58,6 +89,7 @@ def meet_demands(user: Any, *, number: int, created: bool = False) -> None:
         )
         if not created:
             close_demands([user.pk], upto=number)
+            keep_old(user, replaced)
 
     def work() -> None:
         in_transaction(write, using=feed.using)
