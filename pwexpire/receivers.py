@@ -24,7 +24,7 @@ from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
 from pwexpire.retries import retried
 from pwexpire.services.changes import meet_demands, testify, witness
-from pwexpire.services.history import hash_before, length_kept, replaced_by, stored_hash
+from pwexpire.services.history import Replaced, length_kept, locked_hash, stored_hash
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.stamps import (
     clear_numbered_flag,
@@ -37,6 +37,7 @@ from pwexpire.sessionstore.registry import get_adapter
 
 logger = logging.getLogger("pwexpire")
 _PENDING = "_pwexpire_pending"
+_SAVE = "_save_table"
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def before_user_saved(
     """Read the counter before a new password is written, so that a concurrent expiry wins."""
     if raw or not isinstance(instance, get_user_model()) or instance._state.adding:
         return
+    for name in (_PENDING, _SAVE):  # left by a save that failed
+        instance.__dict__.pop(name, None)
     if update_fields is not None and "password" not in update_fields:
         return
     try:
@@ -124,12 +127,29 @@ def before_user_saved(
 
 def _look_at_change(user: Any) -> Pending:
     counter = read_counter()
-    if length_kept(user):
-        old, real = hash_before(user)
-        return Pending(counter, real, old)
-    if not (_held_here() or conf.policy is not None or judge(user).demand):
+    keeps = length_kept(user) > 0
+    if not (keeps or _held_here() or conf.policy is not None or judge(user).demand):
         return Pending(counter, True)
-    return Pending(counter, not check_password(user._password, stored_hash(user)))
+    old = stored_hash(user)
+    if keeps:
+        user.__dict__[_SAVE] = partial(_save_locked, user)
+    return Pending(counter, not check_password(user._password, old), old if keeps else "")
+
+
+def _save_locked(user: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for one call of ``Model._save_table``: between ``pre_save`` and the statement.
+
+    No signal is sent inside the transaction of the statement, and only there it is certain which
+    hash it replaces: of two changes at the same time each keeps what it really took away.
+    """
+    del user.__dict__[_SAVE]
+    with transaction.atomic(using=feed.using):
+        pending: Pending = user.__dict__[_PENDING]
+        old = locked_hash(user)
+        if old != pending.old:
+            real = not check_password(user._password, old)
+            user.__dict__[_PENDING] = Pending(pending.counter, real, old)
+        return user._save_table(*args, **kwargs)
 
 
 def _look_at_hash(user: Any) -> None:
@@ -170,7 +190,7 @@ def after_user_saved(
             elif pending is not None:
                 testify(instance, real=pending.real)
                 if pending.real:
-                    replaced = replaced_by(instance, pending.old)
+                    replaced = Replaced(pending.old, instance.password) if pending.old else None
                     meet_demands(instance, number=pending.counter, replaced=replaced)
     except DatabaseFault as error:
         logger.error("A password change could not be recorded: %s", error)

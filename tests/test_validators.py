@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from datetime import timedelta
 from unittest import mock
@@ -18,6 +19,7 @@ from django.contrib.auth.tokens import default_token_generator
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
+from django.db.models.signals import pre_save
 from django.test import RequestFactory
 from django.urls import resolve
 from django.utils import timezone
@@ -543,39 +545,51 @@ def test_no_password_is_logged(young, client, caplog):
 
 
 def test_a_double_submission_takes_one_place(alice, settings):
-    """Both read the hash before either has written; the same new password, twice."""
     use(settings, length=1)
-    save(alice, B)
-    first, second = reload(alice), reload(alice)
-    first.set_password(C)
-    second.set_password(C)
-    interleave(first, second)
-    assert kept(alice) == "B" and reload(alice).check_password(C)
+    overtake(alice, C, by=C)
+    assert kept(alice) == "A" and reload(alice).check_password(C)
 
 
 def test_a_password_that_was_there_for_a_moment_is_kept(alice, settings):
     use(settings, length=2)
+    overtake(alice, C, by=B)
+    assert kept(alice) == "AB" and reload(alice).check_password(C)
+
+
+def overtake(user, new, *, by):
+    """After ``user`` was looked at, and before his row is written."""
+    user = reload(user)
+    user.set_password(new)
+
+    def meanwhile(sender, instance, **kwargs):
+        if instance is user:
+            save(user, by)
+
+    pre_save.connect(meanwhile)
+    try:
+        user.save()
+    finally:
+        pre_save.disconnect(meanwhile)
+
+
+def test_what_a_failed_save_leaves_behind(alice, settings):
+    use(settings, length=2)
+    user = reload(alice)
+    user.set_password(B)
+    services.expire_passwords(alice)
+
+    def fail(sender, instance, **kwargs):
+        raise ZeroDivisionError
+
+    pre_save.connect(fail)
+    with pytest.raises(ZeroDivisionError):
+        user.save()
+    pre_save.disconnect(fail)
+    assert pickle.loads(pickle.dumps(user)) == user
+    user.save(update_fields=["email"])
+    assert kept(alice) == "" and services.password_status(user).must_change
     save(alice, B)
-    first, second = reload(alice), reload(alice)
-    first.set_password(C)
-    second.set_password(D)
-    interleave(first, second)
-    assert kept(alice) == "BC" and reload(alice).check_password(D)
-
-
-def interleave(first, second):
-    """``second`` has looked, and writes between the write of ``first`` and what follows it."""
-    looked = history.hash_before(second)
-    replaced_by = history.replaced_by
-
-    def late(user, old):
-        if user is first:
-            with mock.patch("pwexpire.receivers.hash_before", return_value=looked):
-                second.save()
-        return replaced_by(user, old)
-
-    with mock.patch("pwexpire.receivers.replaced_by", late):
-        first.save()
+    assert kept(alice) == "A" and not services.password_status(user).must_change
 
 
 def test_a_commit_that_is_followed_up_late(alice, settings):
@@ -593,24 +607,6 @@ def test_a_commit_that_is_followed_up_late(alice, settings):
     use(settings, length=2)
     for work in hold:
         work()
-    assert kept(alice) == "AB"
-
-
-def test_a_hash_that_changes_while_it_is_compared(alice, settings):
-    use(settings, length=2)
-    user = reload(alice)
-    user.set_password(C)
-    real = check_password
-    calls = []
-
-    def meanwhile(raw, encoded):
-        if not calls:
-            calls.append(raw)
-            save(alice, B)
-        return real(raw, encoded)
-
-    with mock.patch.object(history, "check_password", meanwhile):
-        user.save()
     assert kept(alice) == "AB"
 
 

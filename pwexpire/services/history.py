@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.contrib.auth.hashers import check_password, is_password_usable
+from django.contrib.auth.hashers import is_password_usable
 from django.contrib.auth.password_validation import get_default_password_validators
-from django.db import connections, transaction
+from django.db import connections
 from django.db.models import Count
 from django.utils import timezone
 
@@ -34,13 +34,12 @@ class KeepsHistory:
     length: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Replaced:
-    """A real change. ``overtaken``: ``new`` was replaced too, by somebody who had not seen it."""
+    """The hashes before and after a real change."""
 
     old: str
     new: str
-    overtaken: bool
 
 
 def policy_of(user: Any) -> Policy:
@@ -78,42 +77,11 @@ def stored_hash(user: Any) -> str:
     return users.values_list("password", flat=True).first() or "!"
 
 
-def hash_before(user: Any) -> tuple[str, bool]:
-    """The hash that ``save()`` is about to replace, and whether the new password is another one.
-
-    It is looked at again after the hashing, which takes long enough for somebody else to come in
-    between. Inside a transaction it stays locked, so that what was is exactly what is read here.
-    """
-    old = _locked_hash(user)
-    while True:
-        is_other = not check_password(user._password, old)
-        now = _locked_hash(user)
-        if now == old:
-            return old, is_other
-        old = now
-
-
-def _locked_hash(user: Any) -> str:
-    """Waits for a change that is under way in a transaction."""
+def locked_hash(user: Any) -> str:
+    """The same, and nobody else replaces it until the end of the transaction that this is in."""
     no_key = connections[feed.using].features.has_select_for_no_key_update
-    with transaction.atomic(using=feed.using):
-        users = all_users().select_for_update(no_key=no_key).filter(pk=user.pk)
-        return users.values_list("password", flat=True).first() or "!"
-
-
-def replaced_by(user: Any, old: str) -> Replaced | None:
-    """To be asked right after ``save()``; ``old``: from ``hash_before``, ``""``: it was not asked.
-
-    Two saves at the same time without a transaction read the same hash: the first of them finds its
-    own replaced.
-    """
-    if not old:
-        return None
-    overtaken = False
-    if not connections[feed.using].in_atomic_block:
-        now = stored_hash(user)
-        overtaken = now != user.password and not check_password(user._password, now)
-    return Replaced(old=old, new=user.password, overtaken=overtaken)
+    users = all_users().select_for_update(no_key=no_key).filter(pk=user.pk)
+    return users.values_list("password", flat=True).first() or "!"
 
 
 def keep_old(user: Any, replaced: Replaced | None) -> None:
@@ -136,19 +104,16 @@ def keep_old(user: Any, replaced: Replaced | None) -> None:
 
 def _with(kept: list[OldPassword], replaced: Replaced, user: Any) -> list[OldPassword]:
     there = [row.encoded for row in kept]
-    gone = [replaced.old, replaced.new] if replaced.overtaken else [replaced.old]
-    gone = [one for one in gone if one not in there and _can_be_kept(one, user)]
+    if replaced.old in there or not _can_be_kept(replaced.old, user):
+        return kept
     place, at = len(kept), timezone.now()
     if replaced.new in there:
         place = there.index(replaced.new)
         at = kept[place].created_at - STEP
     elif kept:
         at = max(at, kept[-1].created_at + STEP)
-    new = [
-        OldPassword(user_id=user.pk, encoded=one, created_at=at + turn * STEP)
-        for turn, one in enumerate(gone)
-    ]
-    return [*kept[:place], *new, *kept[place:]]
+    new = OldPassword(user_id=user.pk, encoded=replaced.old, created_at=at)
+    return [*kept[:place], new, *kept[place:]]
 
 
 def _can_be_kept(encoded: str, user: Any) -> bool:
