@@ -25,6 +25,7 @@ from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
 from pwexpire.retries import retried
 from pwexpire.services.changes import meet_demands, set_by_other, testify, witness
+from pwexpire.services.history import Replaced, length_kept, locked_hash, stored_hash
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.stamps import (
     clear_numbered_flag,
@@ -37,14 +38,19 @@ from pwexpire.sessionstore.registry import get_adapter
 
 logger = logging.getLogger("pwexpire")
 _PENDING = "_pwexpire_pending"
+_SAVE = "_save_table"
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A new password that is about to be written: the counter before, and whether it is new."""
+    """A new password that is about to be written: the counter before, and whether it is new.
+
+    ``old``: the hash that is there, where old ones are kept.
+    """
 
     counter: int
     real: bool
+    old: str = ""
 
 
 def savepoint() -> AbstractContextManager[None]:
@@ -126,6 +132,8 @@ def before_user_saved(
     """Read the counter before a new password is written, so that a concurrent expiry wins."""
     if raw or not isinstance(instance, get_user_model()) or instance._state.adding:
         return
+    for name in (_PENDING, _SAVE):  # left by a save that failed
+        instance.__dict__.pop(name, None)
     if update_fields is not None and "password" not in update_fields:
         return
     try:
@@ -141,16 +149,36 @@ def before_user_saved(
 
 def _look_at_change(user: Any) -> Pending:
     counter = read_counter()
-    if not (_held_here() or conf.policy is not None or judge(user).demand):
+    keeps = length_kept(user) > 0
+    if not (keeps or _held_here() or conf.policy is not None or judge(user).demand):
         return Pending(counter, True)
-    return Pending(counter, not check_password(user._password, _stored_hash(user)))
+    old = stored_hash(user)
+    if keeps:
+        user.__dict__[_SAVE] = partial(_save_locked, user)
+    return Pending(counter, not check_password(user._password, old), old if keeps else "")
+
+
+def _save_locked(user: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for one call of ``Model._save_table``: between ``pre_save`` and the statement.
+
+    No signal is sent inside the transaction of the statement, and only there it is certain which
+    hash it replaces: of two changes at the same time each keeps what it really took away.
+    """
+    del user.__dict__[_SAVE]
+    with transaction.atomic(using=feed.using):
+        pending: Pending = user.__dict__[_PENDING]
+        old = locked_hash(user)
+        if old != pending.old:
+            real = not check_password(user._password, old)
+            user.__dict__[_PENDING] = Pending(pending.counter, real, old)
+        return user._save_table(*args, **kwargs)
 
 
 def _look_at_hash(user: Any) -> None:
     """A hash that came without its password: an upgrade of the hasher, or a change in disguise."""
     if not _held_here() and not feed.view(feed.scope()).demand(str(user.pk)):
         return
-    old = _stored_hash(user)
+    old = stored_hash(user)
     if old == user.password or not is_password_usable(user.password):
         return
     preferred, hasher = get_hasher(), identify_hasher(old) if is_password_usable(old) else None
@@ -171,11 +199,6 @@ def _held_here() -> bool:
     return current is not None and current.held
 
 
-def _stored_hash(user: Any) -> str:
-    users = get_user_model()._base_manager.using(feed.using)
-    return users.filter(pk=user.pk).values_list("password", flat=True).first() or "!"
-
-
 def after_user_saved(
     sender: Any, instance: Any, created: bool, raw: bool = False, **kwargs: Any
 ) -> None:
@@ -191,7 +214,8 @@ def after_user_saved(
                 testify(instance, real=pending.real)
                 if pending.real:
                     given = instance.has_usable_password() and set_by_other(instance)
-                    meet_demands(instance, number=pending.counter, given=given)
+                    replaced = Replaced(pending.old, instance.password) if pending.old else None
+                    meet_demands(instance, number=pending.counter, given=given, replaced=replaced)
     except DatabaseFault as error:
         logger.error("A password change could not be recorded: %s", error)
 

@@ -17,6 +17,7 @@ from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction
 from pwexpire.services.cancellations import close_demands
+from pwexpire.services.history import Replaced, keep_old
 from pwexpire.services.status import check_saved, denied_from, read_counter
 from pwexpire.signals import password_changed
 
@@ -73,7 +74,14 @@ def record_password_change(user: Any) -> None:
     meet_demands(user, number=read_counter())
 
 
-def meet_demands(user: Any, *, number: int, created: bool = False, given: bool = False) -> None:
+def meet_demands(
+    user: Any,
+    *,
+    number: int,
+    created: bool = False,
+    given: bool = False,
+    replaced: Replaced | None = None,
+) -> None:
     """``number``: the counter as it was before the new password was written.
 
     ``given``: somebody else chose it, so it meets a demand that the user himself cannot meet
@@ -103,6 +111,7 @@ def meet_demands(user: Any, *, number: int, created: bool = False, given: bool =
         )
         if not created:
             close_demands([user.pk], upto=upto)
+            keep_old(user, replaced)
 
     def work() -> None:
         in_transaction(write, using=feed.using)
