@@ -17,13 +17,13 @@ from pwexpire.conf import SETTINGS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(services.__file__).resolve().parent.parent
 FLOORS = [
-    ["constants", "exceptions", "signals", "retries", "compat"],
+    ["constants", "exceptions", "signals", "retries", "compat", "breached"],
     ["policy"],
     ["conf"],
     ["models", "sessionstore"],
     ["feed"],
     ["services", "cases"],
-    ["responses", "decorators", "forms", "testing", "receivers", "tasks"],
+    ["responses", "decorators", "forms", "testing", "receivers", "tasks", "backends"],
     ["middleware", "management", "views", "admin", "contrib"],
     ["checks", "urls"],
     ["apps"],
