@@ -140,7 +140,7 @@ class Feed:
                     fresh = retried(partial(self._read, scope[0], view), using=scope[0])
             except Error as error:
                 self._failed[scope] = now
-                if _is_missing_table(scope[0], error):
+                if is_missing_table(scope[0], error):
                     if not self._told_missing:
                         self._told_missing = True
                         logger.warning("pwexpire has no tables yet: run manage.py migrate.")
@@ -196,7 +196,7 @@ class Feed:
         return View(counter, floor, users, known.verdicts)
 
 
-def _is_missing_table(using: str, error: Error) -> bool:
+def is_missing_table(using: str, error: Error) -> bool:
     """True while the code is there and ``migrate`` was not."""
     if not isinstance(error, (OperationalError, ProgrammingError)):
         return False

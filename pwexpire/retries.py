@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from django.db import Error, IntegrityError, connections, transaction
@@ -58,3 +59,10 @@ def retried(work: Callable[[], T], *, using: str) -> T:
                 raise
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, LAST_PAUSE_SECONDS)
+
+
+def savepoint(*, using: str) -> AbstractContextManager[None]:
+    """So that a fault of ours leaves the caller's transaction as it was."""
+    if connections[using].in_atomic_block:
+        return transaction.atomic(using=using)
+    return nullcontext()

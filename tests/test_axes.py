@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from unittest import mock
 
 import pytest
-from django.db import transaction
-from django.test import RequestFactory
+from django.db import OperationalError, transaction
+from django.test import Client, RequestFactory
 from django.utils import timezone
 
 from pwexpire import services
 from pwexpire.models import ExpiryBatch, PasswordRecord
+from pwexpire.services.attempts import NO_LOCKOUTS, after_login
 from tests.support import NEW, OLD, change_password, is_held
 
 pytest.importorskip("axes")
+from axes.handlers.proxy import AxesProxyHandler
 from axes.signals import user_locked_out
+from axes.utils import reset
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -74,22 +78,6 @@ def test_the_threshold_counts_one_per_window(hook, alice):
     assert services.password_status(alice).must_change
 
 
-def test_two_servers_count_one_lockout_once(hook, alice):
-    from pwexpire.services import attempts
-
-    hook.PWEXPIRE_LOCKOUT_THRESHOLD = 2
-    PasswordRecord.objects.all().delete()
-    stale = PasswordRecord(user=alice)
-    PasswordRecord.objects.create(user=alice, lockout_at=timezone.now(), lockouts=1)
-    with mock.patch.object(attempts.PasswordRecord.objects, "using") as using:
-        records = using.return_value
-        records.filter.return_value.first.return_value = stale
-        records.filter.return_value.update.return_value = 0
-        with mock.patch.object(attempts, "judge", return_value=mock.Mock(demand=0)):
-            assert attempts.expire_after_lockout(alice, window=timedelta(days=1)) is None
-    assert not ExpiryBatch.objects.exists()
-
-
 def test_the_first_lockout_of_a_user_without_a_record(hook, alice):
     hook.PWEXPIRE_LOCKOUT_THRESHOLD = 2
     PasswordRecord.objects.all().delete()
@@ -101,8 +89,10 @@ def test_a_cool_down_after_a_change(hook, alice):
     lock("alice")
     alice.set_password(NEW)
     alice.save()
+    PasswordRecord.objects.update(**NO_LOCKOUTS)
     lock("alice")
     assert not services.password_status(alice).must_change
+    assert not PasswordRecord.objects.exclude(lockouts=0).exists()
     PasswordRecord.objects.update(renewed_at=timezone.now() - timedelta(days=2))
     lock("alice")
     assert services.password_status(alice).must_change
@@ -166,3 +156,107 @@ def test_the_change_page_stops_before_the_limit_of_axes(settings, limit):
 
     settings.AXES_FAILURE_LIMIT = limit
     assert conf.change_attempts == (2 if limit == 3 else 5)
+
+
+MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
+HANDLERS = ["database.AxesDatabaseHandler", "cache.AxesCacheHandler"]
+PARAMETERS = [
+    ["username"],
+    [["username", "ip_address"]],
+    ["ip_address"],
+    ["username", "ip_address"],
+]
+DOORS = ["/accounts/login/", "/admin/login/"]
+
+
+@pytest.fixture
+def axes(hook):
+    """Real failed logins, up to the lockout."""
+    from django.core.cache import cache
+
+    hook.AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", MODEL_BACKEND]
+    hook.MIDDLEWARE = [*hook.MIDDLEWARE, "axes.middleware.AxesMiddleware"]
+    hook.AXES_COOLOFF_TIME = timedelta(hours=1)
+
+    def use(handler, parameters=("username",)):
+        hook.AXES_HANDLER = f"axes.handlers.{handler}"
+        hook.AXES_LOCKOUT_PARAMETERS = list(parameters)
+        AxesProxyHandler.get_implementation(force=True)
+        return hook
+
+    yield use
+    cache.clear()
+    AxesProxyHandler.implementation = None
+
+
+def attempts(door, name="alice", password="guess", count=4, **extra):
+    browser = Client()
+    data = {"username": name, "password": password}
+    return [browser.post(door, data, **extra) for _ in range(count)]
+
+
+def told(responses):
+    """What can be seen from outside; the token of a form is another one each time."""
+    forms = [
+        re.sub(rb'name="csrfmiddlewaretoken" value="[^"]*"', b"", one.content) for one in responses
+    ]
+    return [
+        (one.status_code, one["Content-Type"], form)
+        for one, form in zip(responses, forms, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_real_failures_expire_and_are_answered_as_ever(axes, root, handler, parameters, door):
+    hook = axes(handler, parameters)
+    hook.PWEXPIRE_EXPIRE_ON_LOCKOUT = False
+    before = told(attempts(door, "root", REMOTE_ADDR="192.0.2.1"))
+    assert not ExpiryBatch.objects.exists()
+    AxesProxyHandler.get_implementation().cache.clear() if "cache" in handler else reset()
+    hook.PWEXPIRE_EXPIRE_ON_LOCKOUT = True
+    assert told(attempts(door, "root", REMOTE_ADDR="192.0.2.1")) == before
+    assert before[-1][0] == 429
+    assert services.password_status(root).reason == "lockout"
+    assert "192.0.2.1" in ExpiryBatch.objects.get().note
+
+
+@pytest.mark.parametrize("wrong", [ZeroDivisionError, OperationalError])
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_fault_of_ours_changes_no_answer(axes, alice, caplog, handler, wrong):
+    axes(handler)
+    with mock.patch("pwexpire.contrib.axes.expire_after_lockout", side_effect=wrong):
+        codes = [one.status_code for one in attempts("/accounts/login/")]
+    assert codes == [200, 200, 429, 429]
+    assert "could not be followed up" in caplog.text
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_refused_login_counts_as_a_wrong_one(axes, alice, bob, handler, reset):
+    hook = axes(handler)
+    hook.PWEXPIRE_EXPIRE_ON_LOCKOUT = False
+    hook.AXES_RESET_ON_SUCCESS = reset
+    hook.AUTHENTICATION_BACKENDS = [
+        "axes.backends.AxesStandaloneBackend",
+        "pwexpire.backends.PasswordExpiryBackend",
+    ]
+    services.expire_passwords(alice, require=services.Require.RESET)
+    right = attempts("/accounts/login/", "alice", OLD)
+    wrong = attempts("/accounts/login/", "bob", "guess")
+    assert [one.status_code for one in right] == [200, 200, 429, 429]
+    assert [one.status_code for one in wrong] == [200, 200, 429, 429]
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_lockout_is_noted_and_a_login_from_elsewhere_expires(axes, alice, handler):
+    hook = axes(handler)
+    hook.PWEXPIRE_EXPIRE_ON_LOCKOUT = "success"
+    attempts("/accounts/login/", REMOTE_ADDR="192.0.2.1")
+    record = PasswordRecord.objects.get(pk=alice.pk)
+    assert (record.lockouts, record.lockout_address) == (1, "192.0.2.1")
+    assert not ExpiryBatch.objects.exists()
+    request = RequestFactory().post("/", REMOTE_ADDR="192.0.2.2")
+    batch = after_login(request, alice)
+    assert batch is not None and services.password_status(alice).reason == "lockout"
