@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from django.contrib.auth.hashers import (
 )
 from django.contrib.sessions.backends.base import SessionBase
 from django.db import Error as DatabaseFault
-from django.db import connections, transaction
+from django.db import transaction
 from django.http import HttpRequest
 from django.utils import timezone
 
@@ -23,7 +22,8 @@ from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
-from pwexpire.retries import retried
+from pwexpire.retries import retried, savepoint
+from pwexpire.services.attempts import after_login
 from pwexpire.services.changes import meet_demands, set_by_other, testify, witness
 from pwexpire.services.history import Replaced, length_kept, locked_hash, stored_hash
 from pwexpire.services.index import forget_session, index_session, uses_index
@@ -53,21 +53,15 @@ class Pending:
     old: str = ""
 
 
-def savepoint() -> AbstractContextManager[None]:
-    """So that a fault of ours leaves the caller's transaction as it was."""
-    if connections[feed.using].in_atomic_block:
-        return transaction.atomic(using=feed.using)
-    return nullcontext()
-
-
 def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
     """Stamp the session with what it satisfies; flag it at once if the password is expired."""
     session = getattr(request, "session", None)
     if session is None or user is None or user.pk is None:
         return
     request._pwexpire_login = True  # type: ignore[union-attr]
+    after_login(request, user)
     try:
-        with savepoint():
+        with savepoint(using=feed.using):
             counter, judged = retried(partial(judge_now, user), using=feed.using)
     except DatabaseFault as error:
         logger.warning("A login could not be judged, its next request will be: %s", error)
@@ -106,7 +100,7 @@ def _takes_grace(
     if session.get(BACKEND_SESSION_KEY) in conf.exempt_backends:
         return False
     try:
-        with savepoint():
+        with savepoint(using=feed.using):
             take = partial(take_grace, user, judged.chosen.policy.grace_logins)
             return retried(take, using=feed.using)
     except DatabaseFault as error:
@@ -137,7 +131,7 @@ def before_user_saved(
     if update_fields is not None and "password" not in update_fields:
         return
     try:
-        with savepoint():
+        with savepoint(using=feed.using):
             if getattr(instance, "_password", None) is not None:
                 look = partial(_look_at_change, instance)
                 instance.__dict__[_PENDING] = retried(look, using=feed.using)
@@ -206,7 +200,7 @@ def after_user_saved(
         return
     pending: Pending | None = instance.__dict__.pop(_PENDING, None)
     try:
-        with savepoint():
+        with savepoint(using=feed.using):
             if created:
                 given = instance.has_usable_password() and set_by_other(instance)
                 meet_demands(instance, number=read_counter(), created=True, given=given)

@@ -28,7 +28,7 @@ class NotCurrentPasswordValidator:
     """
 
     # It compares with what is stored, so nothing can be said at a login.
-    for_changes_only = True
+    at_login = False
 
     def validate(self, password: str, user: Any = None) -> None:
         if _is_saved(user):
@@ -54,7 +54,7 @@ class PasswordHistoryValidator(KeepsHistory):
     another ``length``.
     """
 
-    for_changes_only = True
+    at_login = False
 
     def __init__(self, length: int | None = None) -> None:
         if length is not None:

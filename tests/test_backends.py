@@ -230,7 +230,7 @@ def test_a_temporary_password_that_ran_out(guarded, alice):
     guarded.PWEXPIRE_POLICY = Policy(
         change_after_admin_reset=True, temporary_for=timedelta(hours=1)
     )
-    PasswordRecord.objects.update(given_at=timezone.now())
+    PasswordRecord.objects.update(given_at=timezone.now(), given_new=False)
     assert authenticate(None, username="alice", password=OLD) == alice
     PasswordRecord.objects.update(given_at=timezone.now() - timedelta(hours=2))
     assert authenticate(None, username="alice", password=OLD) is None

@@ -18,6 +18,8 @@ from pwexpire.models import (
     EnforcementState,
     Exclusion,
     ExpiryBatch,
+    Notice,
+    OldPassword,
     PasswordRecord,
     SessionEntry,
 )
@@ -200,6 +202,8 @@ def test_rows_have_names(alice):
         PasswordRecord(user=alice),
         Demand(batch=batch, user=alice),
         Exclusion(batch=batch, user=alice),
+        OldPassword(user=alice),
+        Notice(user=alice, key="batch:1"),
         SessionEntry(session_key="0123456789", user=alice),
     ]
     assert all(str(row) for row in rows) and "6789" not in str(rows[-1])

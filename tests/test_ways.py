@@ -17,7 +17,7 @@ from django.utils.http import urlsafe_base64_encode
 
 from pwexpire import services
 from pwexpire.exceptions import InvalidRequest
-from pwexpire.models import PasswordRecord
+from pwexpire.models import ExpiryBatch, PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.services import Reason, Require, SessionAction
 from pwexpire.services.status import read_state
@@ -143,13 +143,18 @@ def test_the_reset_link_is_good_for_one_time(server, alice, refusing):
     assert b"invalid" in second.get(link).content
 
 
+def withdraw(user, require):
+    """Before any session was ended."""
+    with mock.patch("pwexpire.services.batches.project"):
+        services.expire_passwords(user, require=require)
+    ExpiryBatch.objects.update(sessions=SessionAction.FLAG)
+
+
 @pytest.mark.parametrize("path, kind", [("/", "get"), ("/cart/", "post")])
 def test_a_session_that_cannot_be_reached_is_led_to_the_reset(server, alice, refusing, path, kind):
     """The one that a request saved back, or that the projection has not come to."""
     browser = login(server, alice)
-    with mock.patch("pwexpire.services.batches.project"):
-        with mock.patch("pwexpire.services.batches.SessionAction.END", SessionAction.FLAG):
-            services.expire_passwords(alice, require=Require.RESET)
+    withdraw(alice, Require.RESET)
     seen = []
 
     def see(user_id, **kwargs):
@@ -169,9 +174,7 @@ def open_session_under(alice, server, refusing):
 
     def make(require):
         browser = login(server, alice)
-        with mock.patch("pwexpire.services.batches.project"):
-            with mock.patch("pwexpire.services.batches.SessionAction.END", SessionAction.FLAG):
-                services.expire_passwords(alice, require=require)
+        withdraw(alice, require)
         return browser
 
     return make
@@ -202,6 +205,7 @@ def test_whom_only_an_administrator_helps(open_session_under, server, alice):
     _, refused = try_login(server, alice)
     assert b"Ask an administrator" in refused.content
     assert b"password_reset" not in refused.content.split(b"Ask an")[1][:40]
+    services.cancel_expiry(alice)
     answer = open_session_under(Require.DENY).get("/json/", headers={"accept": "application/json"})
     assert answer.json()["code"] == "password_denied" and "reset_url" not in answer.json()
 
