@@ -6,6 +6,8 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
+from pwexpire.policy import Policy
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 SECRET_KEY = "a public key, for the demo only"
@@ -16,7 +18,11 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
+# Mails are printed, or written into a folder where the tour reads them.
+EMAIL_FILE_PATH = os.environ.get("DEMO_MAILS")
+EMAIL_BACKEND = (
+    f"django.core.mail.backends.{'filebased' if EMAIL_FILE_PATH else 'console'}.EmailBackend"
+)
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -51,6 +57,7 @@ TEMPLATES = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "pwexpire.context_processors.password_expiry",
             ],
         },
     },
@@ -67,16 +74,19 @@ DATABASES = {
 
 AUTHENTICATION_BACKENDS = [
     "axes.backends.AxesStandaloneBackend",
-    "django.contrib.auth.backends.ModelBackend",
+    "pwexpire.backends.PasswordExpiryBackend",  # refuses a password that was withdrawn
 ]
 AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": f"django.contrib.auth.password_validation.{name}"}
-    for name in (
-        "UserAttributeSimilarityValidator",
-        "MinimumLengthValidator",
-        "CommonPasswordValidator",
-        "NumericPasswordValidator",
-    )
+    *(
+        {"NAME": f"django.contrib.auth.password_validation.{name}"}
+        for name in (
+            "UserAttributeSimilarityValidator",
+            "MinimumLengthValidator",
+            "CommonPasswordValidator",
+            "NumericPasswordValidator",
+        )
+    ),
+    {"NAME": "pwexpire.validators.PasswordHistoryValidator"},
 ]
 LOGIN_REDIRECT_URL = "/"
 LOGOUT_REDIRECT_URL = "/"
@@ -92,3 +102,9 @@ SILENCED_SYSTEM_CHECKS = ["axes.W006"]  # by name alone, so that the demo needs 
 # server, to compare what the guesser sees.
 PWEXPIRE_EXPIRE_ON_LOCKOUT = os.environ.get("DEMO_EXPIRE_ON_LOCKOUT", "1") == "1"
 PWEXPIRE_POLL_SECONDS = 1
+PWEXPIRE_POLICY = Policy(
+    max_age=timedelta(days=90),
+    warn_before=[timedelta(days=14), timedelta(days=7), timedelta(days=1)],
+    history=4,
+)
+PWEXPIRE_SITE_URL = "http://127.0.0.1:8000"

@@ -34,6 +34,11 @@ def make_database(path: Path) -> None:
     connection.close()
 
 
+def mails_of(database: Path) -> Path:
+    """The folder that the server on this database writes its mails to."""
+    return database.with_suffix(".mails")
+
+
 def copy_database(path: Path, to: Path) -> None:
     connection.close()
     shutil.copyfile(path, to)
@@ -57,6 +62,7 @@ def _start(
         **os.environ,
         "DEMO_DATABASE": str(database),
         "DEMO_EXPIRE_ON_LOCKOUT": "1" if expire_on_lockout else "0",
+        "DEMO_MAILS": str(mails_of(database)),
         "PYTHONUNBUFFERED": "1",
     }
     for _ in range(ATTEMPTS):

@@ -7,12 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from io import StringIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
+from django.core.management import call_command
 
 from pwexpire.services import password_status
 from shop.seed import password_of
@@ -23,6 +26,7 @@ FLAG = "password_expired"
 ACTION = "Expire passwords of selected users"
 WANTED = "/cart/?sort=name"
 NEW_PASSWORD = "Tulips-in-March-2027"
+LAST_PASSWORD = "Asters-in-October-2027"
 CHANGING_HEADERS = ("date", "expires", "set-cookie")
 
 
@@ -40,8 +44,9 @@ def stored(browser: Browser) -> Stored | None:
 
 
 class Story:
-    def __init__(self, report: Report, url: str, url_without_hook: str) -> None:
+    def __init__(self, report: Report, url: str, url_without_hook: str, mails: Path) -> None:
         self.report = report
+        self.mails = mails
         self.expect = report.expect
         self.alice = self.browser("alice, laptop", url)
         self.alice_phone = self.browser("alice, phone", url)
@@ -70,6 +75,7 @@ class Story:
         self.look_into_the_store()
         self.alice_changes_her_password()
         self.eve_guesses()
+        self.alices_password_is_stolen()
         self.summary()
 
     def log_in(self) -> None:
@@ -229,12 +235,58 @@ class Story:
         free = self.bob_elsewhere.get("/cart/")
         self.expect(free.status == 200, "without the hook bob would not be held", free.status)
 
+    def alices_password_is_stolen(self) -> None:
+        self.report.step("alice's password turns up in a leak: it is withdrawn, only a link helps")
+        say = "manage.py pwexpire expire --user alice --require reset --reason compromised"
+        self.report.say(say)
+        wanted = {"require": "reset", "reason": "compromised", "format": "json"}
+        call_command("pwexpire", "expire", "--user", "alice", stdout=StringIO(), **wanted)
+        time.sleep(settings.PWEXPIRE_POLL_SECONDS)
+        for browser in self.alices:
+            answer = browser.get("/cart/")
+            out = answer.status == 302 and answer.location.startswith("/accounts/login/")
+            self.expect(out, f"{browser.name} is logged out", answer.location or answer.status)
+        thief = self.eve.log_in("alice", NEW_PASSWORD)
+        wrong = self.eve.log_in("alice", "a wrong one")
+        error = wrong.page.listed("errorlist")
+        refused = thief.status == 200 and error in thief.page.listed("errorlist")
+        self.expect(refused, "eve, with the right password: the error of a wrong one", thief.status)
+        link = "/accounts/password_reset/"
+        shown_to = [link in answer.response.text.split("</form>")[0] for answer in (thief, wrong)]
+        self.expect(
+            shown_to == [True, False], "... and the way out, which a wrong one does not get"
+        )
+        held = self.eve.get("/cart/")
+        self.expect(held.status == 302, "... and she is not in", held.status)
+
+        at = self.alice.get(link)
+        at = self.alice.submit(at, at.page.form_with("email"), {"email": "alice@example.com"})
+        mail = "".join(file.read_text() for file in self.mails.glob("*"))
+        found = re.search(r"http://[^/]+(/accounts/reset/\S+)", mail)
+        if not self.expect(found is not None, "alice gets a mail with a link"):
+            return
+        assert found is not None
+        at = self.alice.follow(self.alice.get(found[1]))
+        form = at.page.form_with("new_password1")
+        again = {"new_password1": NEW_PASSWORD, "new_password2": NEW_PASSWORD}
+        at = self.alice.submit(at, form, again, show="the stolen password once more")
+        self.expect(at.status == 200, "the stolen password is refused there as well", at.status)
+        form = at.page.form_with("new_password1")
+        values = {"new_password1": LAST_PASSWORD, "new_password2": LAST_PASSWORD}
+        at = self.alice.submit(at, form, values, show="a new password")
+        self.expect(at.status == 302, "a new one is taken", at.status)
+        self.alice.log_in("alice", LAST_PASSWORD)
+        at = self.alice.get("/cart/")
+        self.expect(at.status == 200, "... and with it alice is in, and is not held", at.status)
+
     def summary(self) -> None:
         self.report.step("what pwexpire.services.password_status says in the end")
         for name, reason in (("admin", None), ("alice", None), ("bob", "lockout")):
             status = password_status(User.objects.get(username=name))
             said = ", ".join(
-                f"{item.name}={shown(getattr(status, item.name))}" for item in fields(status)
+                f"{item.name}={shown(getattr(status, item.name))}"
+                for item in fields(status)
+                if item.name not in ("policy", "rule")
             )
             self.report.say(f"{name}: {said}")
             found = (status.must_change, status.reason)

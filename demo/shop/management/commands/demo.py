@@ -52,7 +52,7 @@ class Command(BaseCommand):
     def tour(self) -> None:
         from shop.tour.browser import TourError
         from shop.tour.report import Report
-        from shop.tour.server import copy_database, make_database, serve
+        from shop.tour.server import copy_database, mails_of, make_database, serve
         from shop.tour.story import Story
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -66,7 +66,7 @@ class Command(BaseCommand):
             with serve(database) as url, serve(other, expire_on_lockout=False) as url_without:
                 self.stdout.write(f"A server with a database of its own runs at {url}")
                 try:
-                    Story(report, url, url_without).play()
+                    Story(report, url, url_without, mails_of(database)).play()
                 except (TourError, httpx.HTTPError) as error:
                     report.expect(False, f"the step could not be finished: {error!r}")
         kept = report.expectations - len(report.failed)
