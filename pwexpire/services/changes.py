@@ -17,7 +17,7 @@ from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction
 from pwexpire.services.cancellations import close_demands
-from pwexpire.services.history import Replaced, keep_old
+from pwexpire.services.history import forget_old
 from pwexpire.services.status import check_saved, read_counter
 from pwexpire.signals import password_changed
 
@@ -74,9 +74,7 @@ def record_password_change(user: Any) -> None:
     meet_demands(user, number=read_counter())
 
 
-def meet_demands(
-    user: Any, *, number: int, created: bool = False, replaced: Replaced | None = None
-) -> None:
+def meet_demands(user: Any, *, number: int, created: bool = False) -> None:
     """``number``: the counter as it was before the new password was written."""
 
     def write() -> None:
@@ -89,7 +87,7 @@ def meet_demands(
         )
         if not created:
             close_demands([user.pk], upto=number)
-            keep_old(user, replaced)
+            forget_old(user)
 
     def work() -> None:
         in_transaction(write, using=feed.using)
