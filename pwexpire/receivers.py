@@ -115,6 +115,8 @@ def before_user_saved(
             if getattr(instance, "_password", None) is not None:
                 look = partial(_look_at_change, instance)
                 instance.__dict__[_PENDING] = retried(look, using=feed.using)
+            elif not is_password_usable(getattr(instance, "password", None)):
+                retried(partial(_look_at_end, instance), using=feed.using)
             else:
                 retried(partial(_look_at_hash, instance), using=feed.using)
     except (DatabaseFault, EnforcementUnavailable) as error:
@@ -132,6 +134,12 @@ def _look_at_change(user: Any) -> Pending:
     return Pending(counter, not check_password(user._password, old))
 
 
+def _look_at_end(user: Any) -> None:
+    """A password that goes without another in its place may be wanted back as well."""
+    if length_kept(user) and is_password_usable(stored_hash(user)):
+        user.__dict__[_SAVE] = partial(_save_and_keep, user, "")
+
+
 def _save_and_keep(user: Any, seen: str, *args: Any, **kwargs: Any) -> Any:
     """Stands in for one call of ``Model._save_table``, which writes the row.
 
@@ -142,12 +150,12 @@ def _save_and_keep(user: Any, seen: str, *args: Any, **kwargs: Any) -> Any:
     del user.__dict__[_SAVE]
     with transaction.atomic(using=feed.using):
         old = locked_hash(user)
-        pending: Pending = user.__dict__[_PENDING]
-        if old != seen:
+        pending: Pending | None = user.__dict__.get(_PENDING)
+        if pending is not None and old != seen:
             pending = Pending(pending.counter, not check_password(user._password, old))
             user.__dict__[_PENDING] = pending
         saved = user._save_table(*args, **kwargs)
-        if pending.real:
+        if pending is None or pending.real:
             try:
                 with transaction.atomic(using=feed.using):
                     keep_old(user, old)
