@@ -25,7 +25,7 @@ from pwexpire.models import EnforcementState
 from pwexpire.retries import retried, savepoint
 from pwexpire.services.attempts import after_login
 from pwexpire.services.changes import meet_demands, set_by_other, testify, witness
-from pwexpire.services.history import Replaced, length_kept, locked_hash, stored_hash
+from pwexpire.services.history import keep_old, length_kept, locked_hash, stored_hash
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.stamps import (
     clear_numbered_flag,
@@ -43,14 +43,10 @@ _SAVE = "_save_table"
 
 @dataclass(frozen=True)
 class Pending:
-    """A new password that is about to be written: the counter before, and whether it is new.
-
-    ``old``: the hash that is there, where old ones are kept.
-    """
+    """A new password that is about to be written: the counter before, and whether it is new."""
 
     counter: int
     real: bool
-    old: str = ""
 
 
 def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
@@ -135,6 +131,8 @@ def before_user_saved(
             if getattr(instance, "_password", None) is not None:
                 look = partial(_look_at_change, instance)
                 instance.__dict__[_PENDING] = retried(look, using=feed.using)
+            elif not is_password_usable(getattr(instance, "password", None)):
+                retried(partial(_look_at_end, instance), using=feed.using)
             else:
                 retried(partial(_look_at_hash, instance), using=feed.using)
     except (DatabaseFault, EnforcementUnavailable) as error:
@@ -148,24 +146,39 @@ def _look_at_change(user: Any) -> Pending:
         return Pending(counter, True)
     old = stored_hash(user)
     if keeps:
-        user.__dict__[_SAVE] = partial(_save_locked, user)
-    return Pending(counter, not check_password(user._password, old), old if keeps else "")
+        user.__dict__[_SAVE] = partial(_save_and_keep, user, old)
+    return Pending(counter, not check_password(user._password, old))
 
 
-def _save_locked(user: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stands in for one call of ``Model._save_table``: between ``pre_save`` and the statement.
+def _look_at_end(user: Any) -> None:
+    """A password that goes without another in its place may be wanted back as well."""
+    if length_kept(user) and is_password_usable(stored_hash(user)):
+        user.__dict__[_SAVE] = partial(_save_and_keep, user, "")
 
-    No signal is sent inside the transaction of the statement, and only there it is certain which
-    hash it replaces: of two changes at the same time each keeps what it really took away.
+
+def _save_and_keep(user: Any, seen: str, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for one call of ``Model._save_table``, which writes the row.
+
+    No signal is sent inside the transaction of that statement, and only there it is certain which
+    hash it replaces: of two changes at the same time each keeps what it took away. ``seen``: the
+    hash with which the new password was compared before the row was locked.
     """
     del user.__dict__[_SAVE]
     with transaction.atomic(using=feed.using):
-        pending: Pending = user.__dict__[_PENDING]
         old = locked_hash(user)
-        if old != pending.old:
-            real = not check_password(user._password, old)
-            user.__dict__[_PENDING] = Pending(pending.counter, real, old)
-        return user._save_table(*args, **kwargs)
+        pending: Pending | None = user.__dict__.get(_PENDING)
+        if pending is not None and old != seen:
+            pending = Pending(pending.counter, not check_password(user._password, old))
+            user.__dict__[_PENDING] = pending
+        saved = user._save_table(*args, **kwargs)
+        if pending is None or pending.real:
+            try:
+                with transaction.atomic(using=feed.using):
+                    keep_old(user, old)
+            except DatabaseFault as error:  # its details may have the hash
+                said = str(error).partition("\n")[0]
+                logger.error("An old password could not be kept: %s", said)
+        return saved
 
 
 def _look_at_hash(user: Any) -> None:
@@ -208,8 +221,7 @@ def after_user_saved(
                 testify(instance, real=pending.real)
                 if pending.real:
                     given = instance.has_usable_password() and set_by_other(instance)
-                    replaced = Replaced(pending.old, instance.password) if pending.old else None
-                    meet_demands(instance, number=pending.counter, given=given, replaced=replaced)
+                    meet_demands(instance, number=pending.counter, given=given)
     except DatabaseFault as error:
         logger.error("A password change could not be recorded: %s", error)
 

@@ -53,7 +53,7 @@ def add_verbs(parser: CommandParser) -> None:
     check = verb("check", "Prove that sessions are held; writes nothing.")
     check.add_argument("--user", metavar="NAME", help="explain the verdict on a user")
     verb("reindex", "Index the sessions that were there before pwexpire.")
-    prune = verb("prune", "Remove index entries of dead sessions, and batches that are met.")
+    prune = verb("prune", "Remove what is dead: index entries, batches that are met, old hashes.")
     prune.add_argument("--chunk", type=int, default=1000, metavar="N")
     for module in VERBS.values():
         module.add(verb)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.contrib.auth import get_permission_codename, get_user_model
-from django.contrib.auth.views import PasswordResetConfirmView
 from django.db import transaction
 from django.db.models.functions import Greatest
 from django.http import HttpRequest
@@ -17,7 +16,7 @@ from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction
 from pwexpire.services.cancellations import close_demands
-from pwexpire.services.history import Replaced, keep_old
+from pwexpire.services.history import forget_old
 from pwexpire.services.status import check_saved, denied_from, read_counter
 from pwexpire.signals import password_changed
 
@@ -53,6 +52,8 @@ def set_by_other(user: Any) -> bool:
     actor = getattr(request, "user", None)
     if request is None or actor is None or not actor.is_authenticated or actor.pk == user.pk:
         return False
+    from django.contrib.auth.views import PasswordResetConfirmView  # needs the user model
+
     view = getattr(getattr(request.resolver_match, "func", None), "view_class", None)
     if isinstance(view, type) and issubclass(view, PasswordResetConfirmView):
         return False
@@ -74,14 +75,7 @@ def record_password_change(user: Any) -> None:
     meet_demands(user, number=read_counter())
 
 
-def meet_demands(
-    user: Any,
-    *,
-    number: int,
-    created: bool = False,
-    given: bool = False,
-    replaced: Replaced | None = None,
-) -> None:
+def meet_demands(user: Any, *, number: int, created: bool = False, given: bool = False) -> None:
     """``number``: the counter as it was before the new password was written.
 
     ``given``: somebody else chose it, so it meets a demand that the user himself cannot meet
@@ -97,7 +91,8 @@ def meet_demands(
         values: dict[str, Any] = {"given_new": created}
         if not created:
             values |= {"renewed_at": now, "failed_changes": 0, "grace_used": 0}
-            values |= {"lockouts": 0, "lockouts_since": None, "lockout_address": None}
+            values |= {"lockouts": 0, "lockouts_since": None}
+            values |= {"lockout_at": None, "lockout_address": None}
             denied = None if given else denied_from(user)
             if denied is not None:
                 upto = min(number, denied - 1)
@@ -111,7 +106,7 @@ def meet_demands(
         )
         if not created:
             close_demands([user.pk], upto=upto)
-            keep_old(user, replaced)
+            forget_old(user)
 
     def work() -> None:
         in_transaction(write, using=feed.using)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth.hashers import is_password_usable
@@ -22,24 +19,11 @@ from pwexpire.policy import Policy
 from pwexpire.retries import in_transaction
 from pwexpire.services.selection import CHUNK, all_users
 
-logger = logging.getLogger("pwexpire")
-
-ENCODED_MAX = 255
-STEP = timedelta(microseconds=1)
-
 
 class KeepsHistory:
     """A validator that looks at old passwords. ``length``: how many, ``None``: the policy says."""
 
     length: int | None = None
-
-
-@dataclass(frozen=True)
-class Replaced:
-    """The hashes before and after a real change."""
-
-    old: str
-    new: str
 
 
 def policy_of(user: Any) -> Policy:
@@ -84,53 +68,32 @@ def locked_hash(user: Any) -> str:
     return users.values_list("password", flat=True).first() or "!"
 
 
-def keep_old(user: Any, replaced: Replaced | None) -> None:
-    """Store what was, and remove what is beyond the length.
+def keep_old(user: Any, old: str) -> None:
+    """Store the hash that was, and remove what is beyond the length.
 
-    Called with the user's record locked. A change whose follower was here first goes before it, so
-    the order is that of the changes and not that of the commits or of the clocks.
+    Called in the transaction that replaces it, with the user's row locked.
     """
-    length = length_kept(user)
+    if not is_password_usable(old):
+        return
     rows = OldPassword.objects.using(feed.using).filter(user_id=user.pk)
-    kept = list(rows.select_for_update().order_by("created_at", "pk"))
-    if replaced is not None:
-        kept = _with(kept, replaced, user)
-    beyond = max(0, len(kept) - length)
-    rows.filter(pk__in=[row.pk for row in kept[:beyond] if row.pk is not None]).delete()
-    OldPassword.objects.using(feed.using).bulk_create(
-        [row for row in kept[beyond:] if row.pk is None]
-    )
+    rows.filter(encoded=old).delete()  # put back behind Django's back
+    rows.create(user_id=user.pk, encoded=old, created_at=timezone.now())
+    newest = rows.order_by("-pk").values_list("pk", flat=True)
+    beyond = list(newest[length_kept(user) :])
+    if beyond:
+        rows.filter(pk__in=beyond).delete()
 
 
-def _with(kept: list[OldPassword], replaced: Replaced, user: Any) -> list[OldPassword]:
-    there = [row.encoded for row in kept]
-    if replaced.old in there or not _can_be_kept(replaced.old, user):
-        return kept
-    place, at = len(kept), timezone.now()
-    if replaced.new in there:
-        place = there.index(replaced.new)
-        at = kept[place].created_at - STEP
-    elif kept:
-        at = max(at, kept[-1].created_at + STEP)
-    new = OldPassword(user_id=user.pk, encoded=replaced.old, created_at=at)
-    return [*kept[:place], new, *kept[place:]]
-
-
-def _can_be_kept(encoded: str, user: Any) -> bool:
-    if len(encoded) > ENCODED_MAX:
-        logger.error(
-            "The old password of user %s was not kept: its hash is longer than %s characters.",
-            user.pk,
-            ENCODED_MAX,
-        )
-        return False
-    return is_password_usable(encoded)
+def forget_old(user: Any) -> None:
+    """Where none is wanted any more, none stays."""
+    if not length_kept(user):
+        OldPassword.objects.using(feed.using).filter(user_id=user.pk).delete()
 
 
 def old_hashes(user: Any, length: int) -> list[str]:
     """The last ``length`` of them, the newest first."""
     rows = OldPassword.objects.using(feed.using).filter(user_id=user.pk)
-    newest = rows.order_by("-created_at", "-pk").values_list("encoded", flat=True)
+    newest = rows.order_by("-pk").values_list("encoded", flat=True)
     return list(newest[:length]) if length else []
 
 
@@ -144,7 +107,7 @@ def prune_history(chunk: int = CHUNK) -> int:
         rows = OldPassword.objects.using(feed.using).filter(user_id__in=lengths)
         seen: Counter[Any] = Counter()
         beyond = []
-        newest = rows.order_by("user_id", "-created_at", "-pk").values_list("pk", "user_id")
+        newest = rows.order_by("user_id", "-pk").values_list("pk", "user_id")
         for pk, user_id in newest.iterator(chunk_size=CHUNK):
             seen[user_id] += 1
             if seen[user_id] > lengths[user_id]:

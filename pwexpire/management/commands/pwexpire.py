@@ -38,6 +38,7 @@ from pwexpire.services.batches import (
     stop_expiry,
 )
 from pwexpire.services.cancellations import cancel_expiry
+from pwexpire.services.history import prune_history
 from pwexpire.services.index import build_index, prune_index, uses_index
 from pwexpire.services.sessions import prune_batches
 from pwexpire.services.staging import Progress
@@ -235,7 +236,11 @@ class Command(BaseCommand):
     def do_prune(self, options: dict[str, Any]) -> Any:
         if options["chunk"] < 1:
             raise CommandError("--chunk must be 1 or more.")
-        return {"entries": prune_index(options["chunk"]), "batches": prune_batches()}
+        return {
+            "entries": prune_index(options["chunk"]),
+            "batches": prune_batches(),
+            "old_passwords": prune_history(options["chunk"]),
+        }
 
     @contextmanager
     def progress(self, options: dict[str, Any]) -> Iterator[Progress | None]:
