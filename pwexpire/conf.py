@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FunctionType
@@ -116,7 +117,7 @@ class Conf:
         """
         value = self._get("POLICY")
         if isinstance(value, dict):
-            rules = {key: _named(one) for key, one in value.items()}
+            rules = self.rules or {}
             return lambda user: _by_rules(rules, user)
         value = _named(value)
         if value is None or (isinstance(value, Policy) and value.is_default):
@@ -146,13 +147,18 @@ class Conf:
         return RECONSIDER if by_user else None
 
     @property
-    def policies(self) -> tuple[Policy, ...]:
-        """All that can be chosen, as far as that is known before a user is."""
+    def rules(self) -> dict[str, Policy] | None:
+        """Rule -> policy, under ``""`` where there is one for all; ``None``: a callable knows."""
         value = self._get("POLICY")
         if isinstance(value, dict):
-            return tuple(_named(one) for one in value.values())
-        value = _named(value)
-        return (value,) if isinstance(value, Policy) else ()
+            return {key: _named(one) for key, one in value.items()}
+        value = Policy() if value is None else _named(value)
+        return {"": value} if isinstance(value, Policy) else None
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """All that can be chosen, as far as that is known before a user is."""
+        return tuple((self.rules or {}).values())
 
     @property
     def second_factor(self) -> Predicate | None:
@@ -169,8 +175,11 @@ class Conf:
     @property
     def refuses_logins(self) -> bool:
         """Whether a backend keeps users out whose old password is worth nothing any more."""
-        backends = map(import_string, settings.AUTHENTICATION_BACKENDS)
-        return any(getattr(backend, "refuses_expired_passwords", False) for backend in backends)
+        for path in settings.AUTHENTICATION_BACKENDS:
+            with suppress(ImportError):  # Django says so at the first login
+                if getattr(import_string(path), "refuses_expired_passwords", False):
+                    return True
+        return False
 
     @property
     def login_validators(self) -> Sequence[Mapping[str, Any]] | None:

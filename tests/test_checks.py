@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from django.core.checks import run_checks
 from django.urls import clear_script_prefix, path, set_script_prefix
 
 from pwexpire import checks
+from pwexpire.checks import configuration
 from pwexpire.management.probe import SessionStore, probe
+from pwexpire.policy import Policy
 from tests.urls import home, urlpatterns
 
 OURS = "pwexpire.middleware.PasswordExpiryMiddleware"
@@ -103,6 +107,19 @@ def test_i005_what_the_engine_cannot_do(settings):
         ("POLICY", 90),
         ("POLICY", "no.such.policy"),
         ("POLICY", "tests.support.OLD"),
+        ("POLICY", {"default": "no.such.policy"}),
+        ("POLICY", {"default": "tests.testapp.policies.strict"}),
+        ("POLICY", {"managers": "nist"}),
+        ("POLICY", {"group:": "nist"}),
+        ("POLICY", {1: "nist"}),
+        ("SECOND_FACTOR", "no.such.thing"),
+        ("APPLIES_TO", "tests.support.OLD"),
+        ("APPLIES_TO", True),
+        ("EXPIRE_ON_LOCKOUT", "sometimes"),
+        ("ENFORCE", "count"),
+        ("SITE_URL", "example.com"),
+        ("LOGIN_VALIDATORS", "all"),
+        ("EXEMPT_BACKENDS", "django.contrib.auth.backends.ModelBackend"),
         ("REASONS", {"x" * 41: "too long"}),
     ],
 )
@@ -117,6 +134,23 @@ def test_e006_a_negative_interval(settings):
 
     settings.PWEXPIRE_LOCKOUT_COOLDOWN = timedelta(-1)
     assert ids(checks.check_settings(None)) == ["pwexpire.E006"]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "nist",
+        {"staff": "pci-dss", "group:A b": Policy(history=2), "default": "cis"},
+        lambda user: Policy(),
+        {},
+    ],
+)
+def test_policies_that_are_right(settings, policy):
+    settings.PWEXPIRE_POLICY = policy
+    settings.PWEXPIRE_SECOND_FACTOR = settings.PWEXPIRE_APPLIES_TO = "tests.testapp.policies.is_bob"
+    settings.PWEXPIRE_EXPIRE_ON_LOCKOUT, settings.PWEXPIRE_ENFORCE = "success", "report"
+    settings.PWEXPIRE_SITE_URL = "https://example.com"
+    assert checks.check_settings(None) == []
 
 
 def test_settings_that_are_right(settings):
@@ -150,7 +184,7 @@ def test_e008_leaves_a_wrong_type_to_e006(settings, value):
 
 def test_e009_the_hook_without_axes(settings, monkeypatch):
     settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = True
-    monkeypatch.setattr(checks.apps, "is_installed", lambda name: False)
+    monkeypatch.setattr(configuration.apps, "is_installed", lambda name: False)
     assert ids(checks.check_lockout_hook(None)) == ["pwexpire.E009"]
 
 
@@ -166,7 +200,7 @@ def test_e009_the_hook_without_axes(settings, monkeypatch):
     ],
 )
 def test_w010_axes_does_not_lock_by_name(settings, monkeypatch, parameters, found):
-    monkeypatch.setattr(checks.apps, "is_installed", lambda name: True)
+    monkeypatch.setattr(configuration.apps, "is_installed", lambda name: True)
     settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = True
     settings.AXES_LOCKOUT_PARAMETERS = parameters
     assert ids(checks.check_lockout_hook(None)) == found
@@ -218,7 +252,112 @@ def test_the_session_of_the_probe_is_nowhere():
 def test_e014_tasks_without_a_framework(settings, monkeypatch):
     assert checks.check_tasks(None) == []
     settings.PWEXPIRE_ENQUEUE_ABOVE = 100
-    monkeypatch.setattr(checks, "find_tasks", lambda: None)
+    monkeypatch.setattr(configuration, "find_tasks", lambda: None)
     assert ids(checks.check_tasks(None)) == ["pwexpire.E014"]
-    monkeypatch.setattr(checks, "find_tasks", lambda: checks)
+    monkeypatch.setattr(configuration, "find_tasks", lambda: checks)
     assert checks.check_tasks(None) == []
+
+
+HISTORY = {"NAME": "pwexpire.validators.PasswordHistoryValidator"}
+BACKEND = "pwexpire.backends.PasswordExpiryBackend"
+
+
+def lengths(at_least):
+    name = "django.contrib.auth.password_validation.MinimumLengthValidator"
+    return {"NAME": name, "OPTIONS": {"min_length": at_least}}
+
+
+@pytest.fixture
+def validators(settings):
+    def use(*config):
+        settings.AUTH_PASSWORD_VALIDATORS = list(config)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    "policy, found",
+    [
+        (None, 0),
+        ("nist", 0),
+        ("pci-dss", 0),
+        ({"staff": "pci-dss", "default": "nist"}, 1),
+        ({"staff": "pci-dss", "group:x": "asvs-5", "default": "nist"}, 2),
+        ({"staff": "iso-27002", "default": "pci-dss"}, 0),
+        ({"staff": "cis", "default": "pci-dss"}, 0),
+        (Policy(name="asvs-5", max_age=timedelta(days=9)), 1),
+        ({"default": Policy(name="nist", max_age=timedelta(days=9))}, 1),
+        ("no.such.policy", 0),
+        ("tests.testapp.policies.strict", 0),
+    ],
+)
+def test_w015_policies_that_contradict_each_other(settings, policy, found):
+    settings.PWEXPIRE_POLICY = policy
+    assert ids(checks.check_contradictions(None)) == ["pwexpire.W015"] * found
+
+
+def test_w016_a_history_that_nobody_looks_at(settings, validators):
+    validators()
+    settings.PWEXPIRE_POLICY = Policy(history=2, min_age=timedelta(days=1))
+    (message,) = checks.check_validators(None)
+    assert message.id == "pwexpire.W016" and "history and min_age" in message.msg
+    validators({"NAME": "no.such.Validator"})
+    assert ids(checks.check_validators(None)) == ["pwexpire.W016"]
+    validators(HISTORY)
+    assert checks.check_validators(None) == []
+    settings.PWEXPIRE_POLICY = "nist"
+    assert checks.check_validators(None) == []
+
+
+@pytest.mark.parametrize(
+    "policy", [Policy(require="deny"), Policy(temporary_for=timedelta(days=1)), "asvs-5"]
+)
+def test_e017_logins_that_nobody_refuses(settings, policy):
+    settings.PWEXPIRE_POLICY = policy
+    assert ids(checks.check_refusing(None)) == ["pwexpire.E017"]
+    settings.AUTHENTICATION_BACKENDS = ["no.such.Backend", BACKEND]
+    assert checks.check_refusing(None) == []
+
+
+def test_w018_passwords_that_are_too_short_for_pci(settings, validators):
+    settings.PWEXPIRE_POLICY = {"staff": "pci-dss"}
+    validators(lengths(8))
+    assert ids(checks.check_length(None)) == ["pwexpire.W018"]
+    validators(lengths(12))
+    assert checks.check_length(None) == []
+    settings.PWEXPIRE_POLICY = None
+    assert checks.check_length(None) == []
+
+
+def test_i019_nobody_is_known_to_have_a_second_factor(settings):
+    settings.PWEXPIRE_POLICY = "pci-dss"
+    assert ids(checks.check_second_factor(None)) == ["pwexpire.I019"]
+    settings.PWEXPIRE_SECOND_FACTOR = "no.such.thing"
+    assert checks.check_second_factor(None) == []  # E006 says so
+    settings.PWEXPIRE_SECOND_FACTOR = "tests.testapp.policies.is_bob"
+    assert checks.check_second_factor(None) == []
+
+
+def test_w020_a_backend_that_is_not_there(settings):
+    settings.PWEXPIRE_EXEMPT_BACKENDS = ["django.contrib.auth.backends.ModelBackends", "x"]
+    first, second = checks.check_backends(None)
+    assert first.id == second.id == "pwexpire.W020" and "ModelBackend'" in first.hint
+    settings.PWEXPIRE_EXEMPT_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
+    assert checks.check_backends(None) == []
+
+
+def test_e021_and_e022_validators_at_the_login(settings):
+    settings.PWEXPIRE_LOGIN_VALIDATORS = True
+    assert ids(checks.check_backends(None)) == ["pwexpire.E021"]
+    settings.AUTHENTICATION_BACKENDS = [BACKEND]
+    assert checks.check_backends(None) == []
+    for wrong in (["x"], [{}], [{"NAME": "no.such.Validator"}]):
+        settings.PWEXPIRE_LOGIN_VALIDATORS = wrong
+        assert ids(checks.check_backends(None)) == ["pwexpire.E022"]
+    settings.PWEXPIRE_LOGIN_VALIDATORS = "wrong"
+    assert checks.check_backends(None) == []  # E006 says so
+
+
+def test_w023_counting_only(settings):
+    settings.PWEXPIRE_ENFORCE = "report"
+    assert ids(checks.check_enforced(None)) == ["pwexpire.W023"]

@@ -145,7 +145,7 @@ def test_a_moment_without_time_zones(settings):
         (["expire", "--users-from", "/no/such/file"], "cannot be read"),
         (["expire", "--users-from", os.devnull], "names nobody"),
         (["expire", "--user", "alice", "--reason", "whim"], "Unknown reason"),
-        (["expire", "--user", "alice", "--require", "reset"], "not available"),
+        (["expire", "--user", "alice", "--require", "reset"], "needs a backend"),
         (["cancel", "--batch", "99"], "no batch 99"),
         (["cancel", "--everyone", "--exclude", "alice"], "takes no --exclude"),
         (["resume", "99"], "no batch 99"),
@@ -359,10 +359,10 @@ def test_prune(alice, client):
     client.force_login(alice)
     SessionEntry.objects.create(session_key="dead", user=alice, created_at=timezone.now())
     services.expire_passwords(alice, reason="age")
-    assert ask("prune", "--chunk", "1") == {"entries": 1, "batches": 0}
+    assert ask("prune", "--chunk", "1") == {"entries": 1, "batches": 0, "old_passwords": 0}
     alice.set_password("new-Password-2")
     alice.save()
-    assert ask("prune") == {"entries": 0, "batches": 1}
+    assert ask("prune") == {"entries": 0, "batches": 1, "old_passwords": 0}
     assert SessionEntry.objects.count() == 1
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
-from pwexpire.models import Exclusion, ExpiryBatch, Reason
+from pwexpire.models import Exclusion, ExpiryBatch, Reason, Require
 from pwexpire.services.status import PasswordStatus, judge, password_status
 
 
@@ -53,8 +53,11 @@ def _verdict(user: Any, status: PasswordStatus, batch: ExpiryBatch | None) -> st
     if batch is not None:
         source = f"by batch {batch.pk}"
     since = f" since {status.since.isoformat()}" if status.since else ""
+    locked = ""
+    if status.require in (Require.RESET, Require.DENY):
+        locked = f" The password is worth nothing ({status.require})."
     grace = f" {status.grace_logins} more logins are good." if status.grace_logins else ""
-    return f"{name} is held{since}: {status.reason}, {source} ({status.require}).{grace}"
+    return f"{name} is held{since}: {status.reason}, {source}.{grace}{locked}"
 
 
 def _listed(numbers: list[int]) -> str:

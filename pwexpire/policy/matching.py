@@ -16,10 +16,14 @@ GROUP = "group:"
 
 @dataclass(frozen=True)
 class Chosen:
-    """``rule``: the key of the mapping that it was found under, ``""`` where there is one only."""
+    """``rule``: the key of the mapping that it was found under, ``""`` where there is one only.
+
+    ``matched``: all the keys that are meant for this user.
+    """
 
     policy: Policy
     rule: str = ""
+    matched: tuple[str, ...] = ()
 
 
 def strictness(policy: Policy) -> tuple[Any, ...]:
@@ -47,7 +51,10 @@ def choose(
     keys = [GROUP + group for group in groups]
     keys += ["superuser"] if superuser else []
     keys += ["staff"] if staff else []
-    found = [Chosen(rules[key], key) for key in keys if key in rules]
+    found = sorted(key for key in keys if key in rules)
+    if not found and DEFAULT in rules:
+        found = [DEFAULT]
     if not found:
-        return Chosen(rules[DEFAULT], DEFAULT) if DEFAULT in rules else Chosen(Policy(), "")
-    return max(found, key=lambda one: (strictness(one.policy), one.rule))
+        return Chosen(Policy())
+    rule = max(found, key=lambda key: (strictness(rules[key]), key))
+    return Chosen(rules[rule], rule, tuple(found))

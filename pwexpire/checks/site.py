@@ -1,11 +1,12 @@
+"""Where the middleware stands, and what the URLconf, the stores and the databases are."""
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
 
-from django.apps import apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.middleware import AuthenticationMiddleware
@@ -22,12 +23,11 @@ from django.urls import (
 )
 from django.utils.module_loading import import_string
 
-from pwexpire.compat import find_tasks
-from pwexpire.conf import SETTINGS, conf
+from pwexpire.checks.configuration import is_right
+from pwexpire.conf import conf
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import PasswordRecord
-from pwexpire.policy import PRESETS, Policy
 from pwexpire.responses import find_url, is_exempt
 from pwexpire.sessionstore.registry import get_adapter
 
@@ -153,65 +153,8 @@ def check_session_engine(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     ]
 
 
-def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    found: list[CheckMessage] = []
-    for name, setting in SETTINGS.items():
-        if not _is_right(name):
-            value = getattr(settings, f"PWEXPIRE_{name}", setting.default)
-            found.append(
-                Error(
-                    f"PWEXPIRE_{name} = {value!r} is not {setting.wants}.",
-                    hint=f"Set PWEXPIRE_{name} to {setting.wants}.",
-                    id="pwexpire.E006",
-                )
-            )
-    known = [f"PWEXPIRE_{name}" for name in SETTINGS]
-    for name in dir(settings):
-        if name.startswith("PWEXPIRE_") and name not in known:
-            near = get_close_matches(name, known, n=1)
-            found.append(
-                Warning(
-                    f"{name} is not a setting of pwexpire.",
-                    hint=f"Did you mean {near[0]}?" if near else "Remove it, or see the README.",
-                    id="pwexpire.W007",
-                )
-            )
-    return found
-
-
-def _is_right(name: str) -> bool:
-    setting = SETTINGS[name]
-    value = getattr(settings, f"PWEXPIRE_{name}", setting.default)
-    return setting.accepts(value) and _is_meant(name, value)
-
-
-def _is_meant(name: str, value: Any) -> bool:
-    if name in ("LOCKOUT_THRESHOLD", "CHANGE_ATTEMPTS", "TASKS_PER_BATCH"):
-        return bool(value >= 1)
-    if name == "ASSUME_CHANGED":
-        return value in ("now", "joined")
-    if name == "EXEMPT_VIEWS":
-        return all(isinstance(view, str) for view in value)
-    if name == "REASONS":
-        return all(isinstance(slug, str) and 0 < len(slug) <= 40 for slug in value)
-    if name == "POLICY" and isinstance(value, dict):
-        return all(_is_policy(one) and not callable(one) for one in value.values())
-    if name == "POLICY":
-        return value is None or _is_policy(value)
-    return True
-
-
-def _is_policy(value: Any) -> bool:
-    if isinstance(value, str) and value not in PRESETS:
-        try:
-            value = import_string(value)
-        except ImportError:
-            return False
-    return isinstance(value, Policy) or value in PRESETS or callable(value)
-
-
 def check_exempt_views(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    if not _is_right("EXEMPT_VIEWS") or not conf.exempt_views or not _is_loaded():
+    if not is_right("EXEMPT_VIEWS") or not conf.exempt_views or not _is_loaded():
         return []
     known = set(_names(get_resolver()))
     return [
@@ -236,41 +179,6 @@ def _names(resolver: URLResolver, prefix: str = "") -> Iterator[str]:
             yield from _names(pattern, inner)
 
 
-def check_lockout_hook(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    if not conf.expire_on_lockout:
-        return []
-    if not apps.is_installed("axes"):
-        return [
-            Error(
-                "PWEXPIRE_EXPIRE_ON_LOCKOUT is on, but django-axes is not installed.",
-                hint='Install pwexpire[axes] and add "axes" to INSTALLED_APPS, or switch it off.',
-                id="pwexpire.E009",
-            )
-        ]
-    parameters = getattr(settings, "AXES_LOCKOUT_PARAMETERS", ["ip_address"])
-    by_name = not isinstance(parameters, (list, tuple)) or all(
-        "username" in _flat([parameter]) for parameter in parameters
-    )
-    if not by_name:
-        return [
-            Warning(
-                "PWEXPIRE_EXPIRE_ON_LOCKOUT is on, but AXES_LOCKOUT_PARAMETERS also locks without "
-                "the username: from then on one bad login per name expires everybody.",
-                hint='Let each entry of AXES_LOCKOUT_PARAMETERS be "username" or a list with it.',
-                id="pwexpire.W010",
-            )
-        ]
-    return []
-
-
-def _flat(values: Any) -> Iterator[str]:
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from _flat(value)
-        else:
-            yield value
-
-
 def check_databases(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     users = router.db_for_write(get_user_model())
     records = router.db_for_write(PasswordRecord)
@@ -283,41 +191,3 @@ def check_databases(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             id="pwexpire.E011",
         )
     ]
-
-
-def check_enforced(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    if conf.enforce:
-        return []
-    return [
-        Warning(
-            "PWEXPIRE_ENFORCE is False: nobody is held.",
-            hint="Remove the setting when the emergency is over.",
-            id="pwexpire.W012",
-        )
-    ]
-
-
-def check_tasks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    if conf.enqueue_above is None or find_tasks() is not None:
-        return []
-    return [
-        Error(
-            "PWEXPIRE_ENQUEUE_ABOVE is set, but there is no Tasks framework.",
-            hint="Use Django 6.0, or install pwexpire[tasks], or remove the setting.",
-            id="pwexpire.E014",
-        )
-    ]
-
-
-ALL: list[Callable[..., list[CheckMessage]]] = [
-    check_middleware,
-    check_change_url,
-    check_well_known,
-    check_session_engine,
-    check_settings,
-    check_exempt_views,
-    check_lockout_hook,
-    check_databases,
-    check_enforced,
-    check_tasks,
-]
