@@ -7,4 +7,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-VERBS: dict[str, ModuleType] = {}
+from pwexpire.management.verbs import backfill, report
+
+VERBS: dict[str, ModuleType] = {"backfill": backfill, "report": report}
