@@ -19,3 +19,6 @@ expiry_cleared = Signal()
 
 # sender: ExpiryBatch. user_ids: list of primary keys, or None for a whole batch or above 1,000.
 expiry_cancelled = Signal()
+
+# sender: type(user). user; expires_at: aware datetime; step: the timedelta of Policy.warn_before.
+password_about_to_expire = Signal()

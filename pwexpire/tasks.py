@@ -12,7 +12,7 @@ from pwexpire.conf import conf
 from pwexpire.exceptions import TasksUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import BatchState, ExpiryBatch
-from pwexpire.services import resume_expiry
+from pwexpire.services import announce_expiry, notify_users, resume_expiry
 
 # Queues give a job so long and no longer; RQ's default is three minutes.
 TASK_SECONDS = 60.0
@@ -34,10 +34,46 @@ def work_at_expiry(batch_id: int) -> str:
     return str(batch.state)
 
 
+def work_at_notices(batch_id: int | None = None, after: str = "") -> str:
+    """Send mails for a minute, and hand over to another task if users are left.
+
+    ``batch_id``: announce this batch, ``None``: warn before an age. ``after``: go on behind this
+    user. Run twice it sends nothing twice. Returns how many mails were sent.
+    """
+    if batch_id is None:
+        report = notify_users(after=after, seconds=TASK_SECONDS)
+    else:
+        batch = ExpiryBatch.objects.using(feed.using).filter(pk=batch_id).first()
+        if batch is None or batch.cancelled_at is not None:
+            return "gone"
+        report = announce_expiry(batch, after=after, seconds=TASK_SECONDS)
+    if report.cursor and not report.failed:  # else the next run of the job tries again
+        _send_notices(batch_id, report.cursor)
+    return f"{report.sent} sent"
+
+
 framework = find_tasks()
 if framework is not None:  # pragma: no branch
     as_task = framework.task(backend=conf.task_backend, queue_name=conf.task_queue)
     work_at_expiry = as_task(work_at_expiry)
+    work_at_notices = as_task(work_at_notices)
+
+
+def _send_notices(batch_id: int | None, after: str) -> None:
+    given = {"backend": conf.task_backend, "queue_name": conf.task_queue}
+    work_at_notices.using(**given).enqueue(batch_id, after)  # type: ignore[attr-defined]
+
+
+def enqueue_notices(batch: ExpiryBatch | None = None) -> None:
+    """Enqueue a task that does the work of ``notify_users``, or of ``announce_expiry(batch)``.
+
+    Inside a transaction it is enqueued at its commit.
+    Raises ``TasksUnavailable`` if there is no Tasks framework.
+    """
+    if framework is None:
+        raise TasksUnavailable(NO_TASKS)
+    pk = None if batch is None else batch.pk
+    transaction.on_commit(lambda: _send_notices(pk, ""), using=feed.using)
 
 
 def _send(batch_id: int) -> None:

@@ -7,16 +7,15 @@ from django.contrib.auth import REDIRECT_FIELD_NAME, views
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import resolve_url
 from django.utils.decorators import method_decorator
-from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 
 from pwexpire.conf import conf
 from pwexpire.decorators import password_expiry_exempt
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.forms import ExpiredPasswordChangeForm
-from pwexpire.models import Reason
 from pwexpire.responses import find_reset_url, find_url, unavailable, unprocessed_text
 from pwexpire.services.attempts import wrong_old_password
+from pwexpire.services.notices import reason_label
 from pwexpire.services.status import password_status
 
 
@@ -70,12 +69,3 @@ def well_known(request: HttpRequest) -> HttpResponse:
         return HttpResponseRedirect(find_url(conf.change_url, getattr(request, "urlconf", None)))
     except ChangeURLNotFound as error:
         return unavailable(str(error))
-
-
-def reason_label(reason: str | None) -> str:
-    if reason is None:
-        return ""
-    own = conf.reasons.get(reason)
-    if own is not None:
-        return str(own)
-    return str(Reason(reason).label) if reason in Reason.values else _("it was asked for")

@@ -33,7 +33,15 @@ FLOORS = [
         "testing",
         "validators",
     ],
-    ["middleware", "management", "views", "admin", "contrib"],
+    [
+        "admin",
+        "context_processors",
+        "contrib",
+        "management",
+        "middleware",
+        "views",
+    ],
+    ["templatetags"],
     ["checks", "urls"],
     ["apps"],
 ]

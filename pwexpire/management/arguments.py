@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from collections.abc import Sequence
 
 from django.core.management.base import CommandParser
 
@@ -16,9 +17,9 @@ ENQUEUE = "leave the stored sessions to tasks"
 def add_verbs(parser: CommandParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, text: str) -> ArgumentParser:
+    def verb(name: str, text: str, formats: Sequence[str] = ("text", "json")) -> ArgumentParser:
         added: ArgumentParser = verbs.add_parser(name, help=text, description=text)
-        added.add_argument("--format", choices=["text", "json"], default="text")
+        added.add_argument("--format", choices=formats, default="text")
         return added
 
     expire = verb("expire", "Demand a new password of the selected users.")

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from pwexpire.models import ExpiryBatch, PasswordRecord, Reason, Require, SessionAction
 from pwexpire.services.aio import (
+    aannounce_expiry,
     acancel_expiry,
     aend_sessions,
     aexpire_everyone,
     aexpire_passwords,
     aflag_sessions,
+    anotify_users,
     apassword_status,
     apreview_expiry,
     arecord_password_change,
@@ -24,6 +26,7 @@ from pwexpire.services.batches import (
 )
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.changes import record_password_change
+from pwexpire.services.notices import NoticeReport, announce_expiry, notify_users
 from pwexpire.services.sessions import FlagReport, flag_sessions
 from pwexpire.services.status import PasswordStatus, password_status
 
@@ -31,16 +34,20 @@ __all__ = [
     "ExpiryBatch",
     "ExpiryPreview",
     "FlagReport",
+    "NoticeReport",
     "PasswordRecord",
     "PasswordStatus",
     "Reason",
     "Require",
     "SessionAction",
+    "aannounce_expiry",
     "acancel_expiry",
     "aend_sessions",
     "aexpire_everyone",
     "aexpire_passwords",
     "aflag_sessions",
+    "announce_expiry",
+    "anotify_users",
     "apassword_status",
     "apreview_expiry",
     "arecord_password_change",
@@ -51,6 +58,7 @@ __all__ = [
     "expire_everyone",
     "expire_passwords",
     "flag_sessions",
+    "notify_users",
     "password_status",
     "preview_expiry",
     "record_password_change",

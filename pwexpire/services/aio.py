@@ -14,6 +14,7 @@ from pwexpire.services.batches import (
 )
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.changes import record_password_change
+from pwexpire.services.notices import announce_expiry, notify_users
 from pwexpire.services.sessions import flag_sessions
 from pwexpire.services.status import password_status
 
@@ -27,3 +28,5 @@ aflag_sessions = sync_to_async(flag_sessions)
 aend_sessions = sync_to_async(end_sessions)
 apassword_status = sync_to_async(password_status)
 arecord_password_change = sync_to_async(record_password_change)
+anotify_users = sync_to_async(notify_users)
+aannounce_expiry = sync_to_async(announce_expiry)

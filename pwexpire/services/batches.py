@@ -25,7 +25,7 @@ from pwexpire.models import (
 )
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.projection import project
-from pwexpire.services.selection import Selection, members
+from pwexpire.services.selection import Selection, for_the_record, members
 from pwexpire.services.sessions import FlagReport, can_find_sessions, find_sessions
 from pwexpire.services.staging import COUNTS, Progress, stage
 from pwexpire.services.status import check_saved, open_demand, read_state, usable_password
@@ -82,6 +82,7 @@ def expire_passwords(
     exclude: Any = None,
     progress: Progress | None = None,
     defer: bool = False,
+    selection: str | None = None,
 ) -> ExpiryBatch:
     """Demand a new password of ``users``, and hold or end their sessions.
 
@@ -95,16 +96,25 @@ def expire_passwords(
     both end the sessions and need ``pwexpire.backends.PasswordExpiryBackend``.
     ``defer``: leave the stored sessions to whoever calls
     ``resume_expiry(batch)``, in as many processes as you like, or to ``enqueue_expiry(batch)`` of
-    ``pwexpire.tasks``; the users are held at once all the same. Users who have no
-    usable password are counted as not applicable; a demand that is open already stays as it is.
+    ``pwexpire.tasks``; the users are held at once all the same. ``selection``: for the record, in
+    words, whom this is about; else it is made from ``users``. E-mail addresses are left out of it.
+    Users who have no usable password are counted as not applicable; a demand that is open already
+    stays as it is.
 
     Returns the ``ExpiryBatch`` with its counts. Inside ``transaction.atomic`` it is pending, and
     its counts are ``None``, until the commit; a rollback leaves nothing.
     Raises ``InvalidRequest`` before anything is written.
     """
-    selection = Selection(users, exclude=exclude)
-    batch = _batch(reason=reason, require=require, sessions=sessions, actor=actor, note=note)
-    return _run(batch, selection, progress, defer=defer)
+    chosen = Selection(users, exclude=exclude)
+    batch = _batch(
+        reason=reason,
+        require=require,
+        sessions=sessions,
+        actor=actor,
+        note=note,
+        selection=for_the_record(chosen.in_words() if selection is None else selection),
+    )
+    return _run(batch, chosen, progress, defer=defer)
 
 
 def expire_everyone(
@@ -116,16 +126,24 @@ def expire_everyone(
     note: str = "",
     exclude: Any = None,
     progress: Progress | None = None,
+    selection: str | None = None,
 ) -> ExpiryBatch:
     """Demand a new password of every user there is now, with one row whatever their number.
 
     Arguments, returns and raises as ``expire_passwords``, but ``users_expired`` stays ``None`` and
     no stored session is written: each is held at its next request.
     """
-    batch = _batch(
-        reason=reason, require=require, sessions=sessions, actor=actor, note=note, everyone=True
-    )
     out = Selection(exclude) if exclude is not None else None
+    said = "everyone" if out is None else f"everyone without {out.in_words()}"
+    batch = _batch(
+        reason=reason,
+        require=require,
+        sessions=sessions,
+        actor=actor,
+        note=note,
+        everyone=True,
+        selection=for_the_record(said if selection is None else selection),
+    )
     return _run(batch, out, progress)
 
 
@@ -289,7 +307,11 @@ def end_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport:
     """
     selection = Selection(users)
     batch = ExpiryBatch(
-        holds=False, reason=Reason.ADMIN, sessions=SessionAction.END, created_at=timezone.now()
+        holds=False,
+        reason=Reason.ADMIN,
+        sessions=SessionAction.END,
+        selection=for_the_record(selection.in_words()),
+        created_at=timezone.now(),
     )
     pending = transaction.get_connection(feed.using).in_atomic_block
     report = FlagReport(pending=pending)

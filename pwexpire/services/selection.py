@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.core.exceptions import ValidationError
+from django.core.exceptions import EmptyResultSet, FullResultSet, ValidationError
 from django.db.models import QuerySet
 
 from pwexpire.exceptions import InvalidRequest
@@ -18,6 +19,9 @@ from pwexpire.services.status import check_saved
 # Users whose keys are sent along with a statement, and users who are met by a range of keys.
 CHUNK = 2_000
 RANGE = 10_000
+# How much of what was asked for is kept for the record, and of each value in it.
+WORDS_MAX = 1_000
+VALUE_MAX = 40
 
 
 def all_users() -> QuerySet[Any]:
@@ -29,6 +33,11 @@ class Selection:
     def __init__(self, users: Any, *, exclude: Any = None) -> None:
         self.include = _query(users, "users")
         self.exclude = None if exclude is None else _query(exclude, "exclude")
+
+    def in_words(self) -> str:
+        """What was asked for, for the record; queries nothing."""
+        said = _in_words(self.include)
+        return said if self.exclude is None else f"{said} without {_in_words(self.exclude)}"
 
     def part(self, after: str, size: int | None = None) -> tuple[QuerySet[Any], str] | None:
         """The next users after this key, and the last key of them; ``None``: there are no more."""
@@ -127,6 +136,40 @@ def _query(users: Any, name: str) -> QuerySet[Any] | set[Any]:
         check_saved(user)
         pks.add(user.pk)
     return pks
+
+
+def _in_words(users: QuerySet[Any] | set[Any]) -> str:
+    if not isinstance(users, QuerySet):
+        return f"user {key_text(*users)}" if len(users) == 1 else f"{len(users)} given users"
+    try:
+        compiler = users.query.get_compiler(feed.using)
+        condition, values = compiler.compile(users.query.where)
+        return str(condition % tuple(map(_value_in_words, values)))
+    except EmptyResultSet:
+        return "nobody"
+    except FullResultSet:
+        return "all users"
+    except Exception:  # whatever an expression of the site's does, nobody stays unexpired by it
+        return "users by a query"
+
+
+def _value_in_words(value: Any) -> str:
+    if not isinstance(value, str):
+        return shorten(str(value), VALUE_MAX)
+    return f"'{shorten(hide_addresses(value), VALUE_MAX)}'"
+
+
+def for_the_record(said: str) -> str:
+    return shorten(hide_addresses(said), WORDS_MAX)
+
+
+def hide_addresses(text: str) -> str:
+    """Whose an e-mail address is, is nobody's business; the domain may be what was asked for."""
+    return re.sub(r"[^\s@%'\"(),=<>]+@", "…@", text)
+
+
+def shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def members(batch: ExpiryBatch) -> QuerySet[Any]:

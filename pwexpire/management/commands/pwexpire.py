@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, fields
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -17,9 +19,11 @@ from pwexpire.conf import conf
 from pwexpire.exceptions import PasswordExpiryError, TasksUnavailable
 from pwexpire.feed import feed
 from pwexpire.management.arguments import add_verbs
+from pwexpire.management.formats import WRITERS, Write, replacing
 from pwexpire.management.listing import list_sessions, why_unlisted
 from pwexpire.management.probe import probe
 from pwexpire.management.selectors import (
+    SELECTORS,
     excluded,
     find_user,
     find_users,
@@ -38,8 +42,10 @@ from pwexpire.services.batches import (
     stop_expiry,
 )
 from pwexpire.services.cancellations import cancel_expiry
+from pwexpire.services.evidence import usernames
 from pwexpire.services.history import prune_history
 from pwexpire.services.index import build_index, prune_index, uses_index
+from pwexpire.services.notices import prune_notices
 from pwexpire.services.sessions import prune_batches
 from pwexpire.services.staging import Progress
 from pwexpire.services.status import (
@@ -72,11 +78,12 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             verb = options["verb"]
-            if verb in VERBS:
-                answer = VERBS[verb].run(options, self.stdout)
-            else:
-                answer = getattr(self, f"do_{verb}")(options)
-            (self.tell_json if options["format"] == "json" else self.tell_text)(answer)
+            with self.destination(options) as write:
+                if verb in VERBS:
+                    answer = VERBS[verb].run(options, self.stdout)
+                else:
+                    answer = getattr(self, f"do_{verb}")(options)
+                WRITERS[options["format"]](answer, write)
         except (PasswordExpiryError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from None
         except KeyboardInterrupt:
@@ -88,22 +95,10 @@ class Command(BaseCommand):
             said = str(error).partition("\n")[0]
             raise CommandError(f"The database refused, is it migrated? {said}") from error
 
-    def tell_json(self, answer: Any) -> None:
-        if not isinstance(answer, Iterator):
-            self.stdout.write(json.dumps(answer, default=_show))
-            return
-        before = "["
-        for row in answer:
-            self.stdout.write(f"{before}{json.dumps(row, default=_show)}", ending="")
-            before = ",\n"
-        self.stdout.write("[]" if before == "[" else "]")
-
-    def tell_text(self, answer: Any) -> None:
-        for row in [answer] if isinstance(answer, dict) else answer:
-            said = row.get("sentences") or [
-                "  ".join(f"{name}: {_show(value)}" for name, value in row.items())
-            ]
-            self.stdout.write("\n".join(said))
+    def destination(self, options: dict[str, Any]) -> AbstractContextManager[Write]:
+        if options.get("output"):
+            return replacing(Path(options["output"]), force=options["force"])
+        return nullcontext(partial(self.stdout.write, ending=""))
 
     def do_expire(self, options: dict[str, Any]) -> Any:
         users, out = select(options), excluded(options)
@@ -111,6 +106,7 @@ class Command(BaseCommand):
             return self.do_preview(options)
         given = {name: options[name] for name in ("reason", "require", "sessions", "note")}
         given |= {"actor": find_user(options["actor"]), "exclude": out}
+        given["selection"] = _as_typed(options)
         with self.progress(options) as progress:
             if options["everyone"]:
                 return _batch(expire_everyone(**given, progress=progress))
@@ -183,10 +179,7 @@ class Command(BaseCommand):
     def do_status(self, options: dict[str, Any]) -> Any:
         if options["user"]:
             users = get_user_model()._base_manager.using(feed.using)
-            return [
-                {"user": user.get_username(), **asdict(password_status(user))}
-                for user in users.filter(pk__in=find_users(options["user"]))
-            ]
+            return [_status(user) for user in users.filter(pk__in=find_users(options["user"]))]
         state, adapter = read_state(), get_adapter()
         batches = ExpiryBatch.objects.using(feed.using)
         return {
@@ -240,6 +233,7 @@ class Command(BaseCommand):
             "entries": prune_index(options["chunk"]),
             "batches": prune_batches(),
             "old_passwords": prune_history(options["chunk"]),
+            "notices": prune_notices(options["chunk"]),
         }
 
     @contextmanager
@@ -277,8 +271,26 @@ def _find_tqdm() -> Any:
     return tqdm
 
 
-def _show(value: Any) -> str:
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+def _as_typed(options: dict[str, Any]) -> str:
+    """The selectors, for the record."""
+    words = []
+    for name in (*SELECTORS, "everyone", "exclude"):
+        value, option = options[name], f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        else:
+            for one in value if isinstance(value, list) else filter(None, [value]):
+                words += [option, shlex.quote(one)]
+    return " ".join(words)
+
+
+def _status(user: Any) -> dict[str, Any]:
+    """``policy`` by its name, ``actor`` by his."""
+    status = password_status(user)
+    told = {field.name: getattr(status, field.name) for field in fields(status)}
+    told["policy"] = status.policy.name
+    told["actor"] = usernames([status.actor]).get(status.actor)
+    return {"user": user.get_username(), **told}
 
 
 def _batch(batch: ExpiryBatch) -> dict[str, Any]:

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from pwexpire.management.verbs import policy
+from pwexpire.management.verbs import backfill, notify, policy, report
 
-VERBS: dict[str, ModuleType] = {"policy": policy}
+VERBS: dict[str, ModuleType] = {
+    "backfill": backfill,
+    "notify": notify,
+    "policy": policy,
+    "report": report,
+}

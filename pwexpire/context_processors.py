@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpRequest
+from django.utils.functional import SimpleLazyObject
+
+from pwexpire.services.status import PasswordStatus, password_status
+
+CACHED = "_pwexpire_status"
+
+
+def status_of(request: HttpRequest) -> PasswordStatus | None:
+    """Asked once for each request; ``None`` for an anonymous user."""
+    if not hasattr(request, CACHED):
+        user = getattr(request, "user", None)
+        known = user is not None and user.is_authenticated
+        setattr(request, CACHED, password_status(user) if known else None)
+    found: PasswordStatus | None = getattr(request, CACHED)
+    return found
+
+
+def password_expiry(request: HttpRequest) -> dict[str, Any]:
+    """``password_expiry`` in templates: the ``PasswordStatus`` of the user.
+
+    Nothing is asked of the database unless the template uses it. Empty for anonymous users.
+    """
+    return {"password_expiry": SimpleLazyObject(lambda: status_of(request))}

@@ -1,0 +1,85 @@
+"""Tell users by e-mail what is about to happen to their passwords, or what has happened."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from pwexpire.exceptions import TasksUnavailable
+from pwexpire.feed import feed
+from pwexpire.management.selectors import add_selectors, names_somebody
+from pwexpire.management.verbs.choosing import chosen_users
+from pwexpire.models import ExpiryBatch
+from pwexpire.services.notices import NoticeReport, announce_expiry, notify_users, retry_unsent
+
+
+def add(verb: Callable[..., ArgumentParser]) -> None:
+    parser = verb(
+        "notify", "Tell users by e-mail that their password ages out, once for each step."
+    )
+    add_selectors(parser)
+    parser.add_argument("--dry-run", action="store_true", help="count, and send nothing")
+    parser.add_argument("--batch", type=int, metavar="ID", help="announce this expiry instead")
+    parser.add_argument("--limit", type=int, metavar="N", help="send so many mails and no more")
+    parser.add_argument("--enqueue", action="store_true", help="leave it to tasks")
+    parser.add_argument(
+        "--retry-unsent",
+        action="store_true",
+        help="also those that were begun over an hour ago, by a process that was killed",
+    )
+
+
+def run(options: dict[str, Any], stdout: Any) -> Any:
+    limit, dry_run = options["limit"], options["dry_run"]
+    if limit is not None and limit < 1:
+        raise CommandError("--limit must be 1 or more.")
+    batch = _find_batch(options)
+    if options["enqueue"]:
+        return _enqueue(options, batch)
+    if options["retry_unsent"] and not dry_run:
+        retry_unsent()
+    if batch is not None:
+        report = announce_expiry(batch, dry_run=dry_run, limit=limit)
+    else:
+        users, exclude = chosen_users(options)
+        report = notify_users(users, exclude=exclude, dry_run=dry_run, limit=limit)
+    told = _told(report, dry_run)
+    if report.failed:
+        raise CommandError(
+            f"{report.failed} mails could not be sent, {report.sent} were: see the log, and run "
+            "it again."
+        )
+    return told
+
+
+def _find_batch(options: dict[str, Any]) -> ExpiryBatch | None:
+    if options["batch"] is None:
+        return None
+    if names_somebody(options):
+        raise CommandError("--batch tells the users of a batch: it goes with no selector.")
+    batch = ExpiryBatch.objects.using(feed.using).filter(pk=options["batch"]).first()
+    if batch is None:
+        raise CommandError(f"There is no batch {options['batch']}.")
+    return batch
+
+
+def _enqueue(options: dict[str, Any], batch: ExpiryBatch | None) -> dict[str, Any]:
+    from pwexpire.tasks import NO_TASKS, enqueue_notices, framework
+
+    if framework is None:
+        raise TasksUnavailable(NO_TASKS)
+    if names_somebody(options) or options["dry_run"] or options["limit"] is not None:
+        raise CommandError("--enqueue goes with no selector, no --dry-run and no --limit.")
+    enqueue_notices(batch)
+    return {"enqueued": True}
+
+
+def _told(report: NoticeReport, dry_run: bool) -> dict[str, Any]:
+    due = {step: count for step, count in sorted(report.steps.items()) if count}
+    told: dict[str, Any] = {"due": due, "known": report.known}
+    if not dry_run:
+        told |= {"sent": report.sent, "without_address": report.without_address}
+    return told

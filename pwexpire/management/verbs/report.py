@@ -1,0 +1,56 @@
+"""Evidence for auditors: a row for each user, totals, or a row for each batch."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from pwexpire.management.bars import bars
+from pwexpire.management.formats import Rows
+from pwexpire.management.selectors import add_selectors, names_somebody
+from pwexpire.management.verbs.choosing import choose_users
+from pwexpire.services.evidence import BatchEvidence, Evidence, batch_rows, rows, total
+
+FORMATS = ("text", "json", "csv")
+TITLES = {"age": "age in days", "days_left": "days until it ages out"}
+
+
+def add(verb: Callable[..., ArgumentParser]) -> None:
+    parser = verb("report", "What is known of every password.", formats=FORMATS)
+    add_selectors(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--totals", action="store_true", help="how many users of each kind")
+    what.add_argument("--batches", action="store_true", help="each expiry, and what is left of it")
+    parser.add_argument("--output", metavar="FILE", help="write it there, readable by you alone")
+    parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
+
+
+def run(options: dict[str, Any], stdout: Any) -> Any:
+    if options["batches"]:
+        if names_somebody(options):
+            raise CommandError("--batches tells of all batches: it goes with no selector.")
+        return Rows(BatchEvidence._fields, batch_rows())
+    found = rows(choose_users(options))
+    if not options["totals"]:
+        return Rows(Evidence._fields, found)
+    totals = total(found)
+    if options["format"] == "csv":
+        return Rows(
+            ("total", "value", "users"),
+            (
+                (name, value, count)
+                for name, counts in totals.items()
+                for value, count in counts.items()
+            ),
+        )
+    return totals if options["format"] == "json" else {"sentences": _in_text(totals)}
+
+
+def _in_text(totals: dict[str, dict[str, int]]) -> list[str]:
+    lines = []
+    for name, counts in totals.items():
+        lines += [TITLES.get(name, name), *bars(counts)]
+    return lines

@@ -1,0 +1,186 @@
+"""Ages for passwords whose last change nobody saw, so that they do not all age out on one morning.
+
+Every such password has a slot of its own, that comes again with every interval: a hash of the
+user's primary key. No two runs and no two machines disagree about it, and a password that is at
+its slot stays there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+from django.db.models import Case, DateTimeField, F, Q, Value, When
+from django.utils import timezone
+
+from pwexpire.feed import feed
+from pwexpire.models import PasswordRecord
+from pwexpire.retries import in_transaction, retried
+from pwexpire.services.evidence import Rules, pages, records_of, with_groups
+from pwexpire.services.selection import Selection, key_text
+
+# Users of one transaction.
+PAGE = 500
+MICROSECOND = timedelta(microseconds=1)
+UNSEEN = Q(changed_at__isnull=True) | Q(assumed=True)
+COUNTS = ("users", "written", "assumed_before", "seen", "without_age")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """``spread``: the interval in which everybody has a slot. ``joined``: count from that day,
+    else from now. ``max_age``: instead of the policies' own, to try one out.
+    """
+
+    spread: timedelta
+    joined: bool
+    max_age: timedelta | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aging:
+    """When a password ages out as it is, and with a backfill; the change that this one assumes."""
+
+    before: datetime
+    after: datetime
+    assumed: datetime | None = None
+
+
+def backfill(selection: Selection, terms: Terms) -> dict[str, int]:
+    """Assume a change for each selected user whose last one nobody saw. Counts, by ``COUNTS``.
+
+    A change that was seen is never touched, also if it is made meanwhile. An interrupted run is
+    finished by the next one. Nobody is freed of a demand.
+    """
+    counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
+    after = ""
+    while part := selection.part(after, PAGE):
+        users, after = part
+        counts += in_transaction(partial(_write_page, users, terms), using=feed.using)
+    return {name: counts[name] for name in COUNTS}
+
+
+def _write_page(users: Any, terms: Terms) -> Counter[str]:
+    page = with_groups(list(users.order_by("pk")))
+    rules, records = Rules.read(), records_of(page)
+    counts = Counter(users=len(page))
+    known: dict[Any, datetime] = {}
+    new: list[PasswordRecord] = []
+    for user in page:
+        record = records.get(user.pk)
+        aging = age_out(rules, user, record, terms)
+        if aging is None:
+            counts["without_age"] += 1
+        elif aging.assumed is None:
+            counts["assumed_before" if record is not None and record.assumed else "seen"] += 1
+        elif record is None:
+            new.append(PasswordRecord(user_id=user.pk, changed_at=aging.assumed, assumed=True))
+        else:
+            known[user.pk] = aging.assumed
+    counts["written"] = len(new) + _update(known)
+    # Whoever has a record by now has changed the password meanwhile.
+    PasswordRecord.objects.using(feed.using).bulk_create(new, ignore_conflicts=True)
+    return counts
+
+
+def _update(known: dict[Any, datetime]) -> int:
+    if not known:
+        return 0
+    at = [
+        When(pk=pk, then=Value(moment, output_field=DateTimeField()))
+        for pk, moment in known.items()
+    ]
+    unseen = PasswordRecord.objects.using(feed.using).filter(UNSEEN, pk__in=list(known))
+    return unseen.update(changed_at=Case(*at, default=F("changed_at")), assumed=True)
+
+
+def age_out(rules: Rules, user: Any, record: PasswordRecord | None, terms: Terms) -> Aging | None:
+    """``None`` if the password does not age at all."""
+    if not rules.apply(user):
+        return None
+    policy = rules.choose(user).policy
+    max_age = terms.max_age or policy.max_age
+    if max_age is None or rules.excuses(user, policy):
+        return None
+    known = record.changed_at if record is not None else None
+    before = (known or rules.assumed_change(user)) + max_age
+    if known is None:
+        after = _first(rules.now, user, max_age, terms)
+    elif record is not None and record.assumed:
+        after = _again(rules.now, user, before, max_age, terms)
+    else:
+        after = before
+    if known is not None and after == before:
+        return Aging(before=before, after=after)
+    return Aging(before=before, after=after, assumed=after - max_age)
+
+
+def _first(now: datetime, user: Any, max_age: timedelta, terms: Terms) -> datetime:
+    """On the day that follows from the user's own, or at his slot where that is near or common."""
+    joined: datetime | None = getattr(user, "date_joined", None) if terms.joined else None
+    due = (joined or now) + max_age
+    if joined is not None and due >= now + terms.spread:
+        return due
+    return slot(user.pk, max(now + MICROSECOND, due), max_age=max_age, spread=terms.spread)
+
+
+def _again(now: datetime, user: Any, due: datetime, max_age: timedelta, terms: Terms) -> datetime:
+    """What was assumed once stays, unless it was under other terms and has aged out by now."""
+    find = partial(slot, user.pk, max_age=max_age, spread=terms.spread)
+    return due if due > now or find(due) == due else find(now + MICROSECOND)
+
+
+def slot(pk: Any, start: datetime, *, max_age: timedelta, spread: timedelta) -> datetime:
+    """The first moment, from ``start`` on, at which it is this user's turn."""
+    width = spread // MICROSECOND
+    seed = f"{key_text(pk)}/{max_age // MICROSECOND}/{width}".encode()
+    turn = int.from_bytes(sha256(seed).digest()[:8]) * width >> 64
+    epoch = datetime(1970, 1, 1, tzinfo=UTC if timezone.is_aware(start) else None)
+    return start + (turn - (start - epoch) // MICROSECOND) % width * MICROSECOND
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """``held``: how many passwords have aged out by now, ``days``: how many do on which day."""
+
+    held: int
+    days: dict[date, int]
+
+
+def forecast(selection: Selection, terms: Terms) -> tuple[Forecast, Forecast]:
+    """When the passwords of the selected users age out, without and with the backfill."""
+    without, filled = Counter[date | None](), Counter[date | None]()
+    for users in pages(selection):
+        one, other = retried(partial(_forecast_page, users, terms), using=feed.using)
+        without.update(one)
+        filled.update(other)
+    return _forecast(without), _forecast(filled)
+
+
+def _forecast(counts: Counter[date | None]) -> Forecast:
+    days = {day: count for day, count in counts.items() if day is not None}
+    return Forecast(held=counts[None], days=days)
+
+
+def _forecast_page(
+    users: Sequence[Any], terms: Terms
+) -> tuple[Counter[date | None], Counter[date | None]]:
+    users = with_groups(users)
+    rules, records = Rules.read(), records_of(users)
+    found = [age_out(rules, user, records.get(user.pk), terms) for user in users]
+    agings = [aging for aging in found if aging is not None]
+    return (
+        Counter(_day(aging.before, rules.now) for aging in agings),
+        Counter(_day(aging.after, rules.now) for aging in agings),
+    )
+
+
+def _day(moment: datetime, now: datetime) -> date | None:
+    if moment <= now:
+        return None
+    return (timezone.localtime(moment) if timezone.is_aware(moment) else moment).date()

@@ -1,0 +1,341 @@
+"""E-mails before a password ages out, and to those whom an expiry meets; each at most once.
+
+A row of ``Notice`` is written before its mail is sent, so that two runs do not send it twice. It is
+taken back if the mail cannot be sent; if the process is killed in between, nobody gets a mail.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.mail import EmailMultiAlternatives, get_connection
+from django.db import IntegrityError, transaction
+from django.db.models import Q
+from django.shortcuts import resolve_url
+from django.template.loader import render_to_string
+from django.urls import NoReverseMatch
+from django.utils import timezone, translation
+from django.utils.translation import gettext as _
+
+from pwexpire.conf import conf
+from pwexpire.exceptions import InvalidRequest
+from pwexpire.feed import feed
+from pwexpire.models import ExpiryBatch, Notice, Reason
+from pwexpire.policy import Policy, decide
+from pwexpire.retries import in_transaction, retried
+from pwexpire.services.evidence import Rules, records_of, wanted_by, with_groups
+from pwexpire.services.selection import Selection, all_users, members
+from pwexpire.services.staging import Progress
+from pwexpire.signals import password_about_to_expire
+
+logger = logging.getLogger("pwexpire")
+
+PAGE = 500
+DAY = timedelta(days=1)
+# So many mails in a row that cannot be sent: the mail server is down.
+FAILURES_MAX = 20
+UNSENT_AFTER = timedelta(hours=1)
+KEPT_FOR = timedelta(days=400)
+LANGUAGE_FIELDS = ("language", "preferred_language")
+
+
+@dataclass(kw_only=True)
+class NoticeReport:
+    """What a run came to. ``steps``: days of the step -> how many users were due.
+
+    ``cursor``: behind which user a run that ran out of time goes on, ``""`` if it came to the end.
+    """
+
+    sent: int = 0
+    known: int = 0
+    without_address: int = 0
+    failed: int = 0
+    steps: Counter[str] = field(default_factory=Counter)
+    cursor: str = ""
+
+
+@dataclass(frozen=True)
+class Due:
+    """One mail: to whom, what is remembered of it, and what is in it."""
+
+    user: Any
+    key: str
+    template: str
+    context: dict[str, Any]
+    expires_at: datetime | None = None
+    step: timedelta | None = None
+
+
+def notify_users(
+    users: Any = None,
+    *,
+    exclude: Any = None,
+    dry_run: bool = False,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    after: str = "",
+    seconds: float | None = None,
+) -> NoticeReport:
+    """Tell ``users`` (default: all) whose password ages out soon, at the steps of their policy.
+
+    One mail for each step of ``Policy.warn_before`` and date, to active users of whom nothing is
+    demanded yet: the shortest step that has begun. ``dry_run``: count, and write nothing.
+    ``limit``: of mails. ``after``: the ``cursor`` of an earlier run. ``seconds``: work for so long.
+    ``progress(done, total)`` is called after each page, ``total`` is ``None``.
+    Safe to run twice, and on two machines. Returns a ``NoticeReport``. Raises ``InvalidRequest``.
+    """
+    selection = Selection(all_users() if users is None else users, exclude=exclude)
+    return _run(selection, _aging, dry_run, limit, progress, after, seconds)
+
+
+def announce_expiry(
+    batch: ExpiryBatch,
+    *,
+    dry_run: bool = False,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    after: str = "",
+    seconds: float | None = None,
+) -> NoticeReport:
+    """Tell the users of a batch that is in force, and have not met it yet, what it wants and why.
+
+    Arguments and guarantees as ``notify_users``. The note of the batch is not told.
+    Raises ``InvalidRequest`` if the batch is not in force.
+    """
+    if batch.number is None or batch.cancelled_at is not None:
+        raise InvalidRequest(f"Batch {batch.pk} is not in force: there is nothing to announce.")
+    users = members(batch)
+    if batch.everyone:
+        users = all_users().exclude(pwexpire_record__satisfied__gte=batch.number)
+        users = users.exclude(pwexpire_exclusions__batch=batch)
+    find = partial(_announced, batch)
+    return _run(Selection(users), find, dry_run, limit, progress, after, seconds)
+
+
+def retry_unsent() -> int:
+    """Forget notices that were begun an hour ago and not sent: a process was killed. How many."""
+    old = Notice.objects.using(feed.using).filter(
+        sent_at=None, created_at__lt=timezone.now() - UNSENT_AFTER
+    )
+    return int(in_transaction(old.delete, using=feed.using)[0])
+
+
+def prune_notices(chunk: int = 1000) -> int:
+    """Remove notices that nobody can be sent again, ``chunk`` at a time; how many went."""
+    notices = Notice.objects.using(feed.using)
+    old = notices.filter(created_at__lt=timezone.now() - KEPT_FOR).order_by("pk")
+    removed = 0
+    while pks := list(old.values_list("pk", flat=True)[:chunk]):
+        removed += in_transaction(notices.filter(pk__in=pks).delete, using=feed.using)[0]
+    return removed
+
+
+def reason_label(reason: str | None) -> str:
+    """In words, for users."""
+    if reason is None:
+        return ""
+    own = conf.reasons.get(reason)
+    if own is not None:
+        return str(own)
+    return str(Reason(reason).label) if reason in Reason.values else _("it was asked for")
+
+
+def _run(
+    selection: Selection,
+    find: Any,
+    dry_run: bool,
+    limit: int | None,
+    progress: Progress | None,
+    after: str,
+    seconds: float | None,
+) -> NoticeReport:
+    report, done = NoticeReport(), 0
+    until = None if seconds is None else time.monotonic() + seconds
+    while part := selection.part(after, PAGE):
+        page, last = part
+        users = list(page.order_by("pk"))
+        due = [one for one in find(users) if getattr(one.user, "is_active", True)]
+        finished = _page(report, _unknown(due, report), dry_run, limit)
+        if not finished:
+            return report
+        after = last
+        done += len(users)
+        if progress is not None:
+            progress(done, None)
+        if until is not None and time.monotonic() >= until:
+            report.cursor = after
+            return report
+    return report
+
+
+def _aging(users: list[Any]) -> Iterable[Due]:
+    with_groups(users)
+    rules, records, wanted = Rules.read(), records_of(users), wanted_by(users)
+    for user in users:
+        record = records.get(user.pk)
+        satisfied = record.satisfied if record is not None else 0
+        held = any(one.holds and (one.number or 0) > satisfied for one in wanted[user.pk])
+        policy = rules.choose(user).policy
+        if held or not policy.warn_steps or not rules.apply(user):
+            continue
+        changed_at = record.changed_at if record is not None else None
+        decision = decide(
+            policy,
+            changed_at=changed_at or rules.assumed_change(user),
+            now=rules.now,
+            second_factor=rules.excuses(user, policy),
+        )
+        if decision.expires_at is not None and decision.warn and not decision.must_change:
+            yield _warning(user, policy, decision.expires_at, decision.expires_at - rules.now)
+
+
+def _warning(user: Any, policy: Policy, expires_at: datetime, left: timedelta) -> Due:
+    step = min(step for step in policy.warn_steps if step >= left)
+    return Due(
+        user=user,
+        key=f"age:{expires_at:%Y%m%dT%H%M%S}:{int(step.total_seconds())}",
+        template="expiry_warning",
+        context={
+            "days_left": math.ceil(left / DAY),
+            "expires_at": expires_at,
+            "policy": policy,
+        },
+        expires_at=expires_at,
+        step=step,
+    )
+
+
+def _announced(batch: ExpiryBatch, users: list[Any]) -> Iterable[Due]:
+    for user in users:
+        yield Due(
+            user=user,
+            key=f"batch:{batch.pk}",
+            template="expired",
+            context={"reason": batch.reason, "require": str(batch.require)},
+        )
+
+
+def _unknown(due: list[Due], report: NoticeReport) -> list[Due]:
+    """Those of whom there is no notice yet."""
+    asked = Q(user__in=[one.user.pk for one in due], key__in={one.key for one in due})
+    rows = Notice.objects.using(feed.using).filter(asked).values_list("user_id", "key")
+    there = set(rows)
+    new = [one for one in due if (one.user.pk, one.key) not in there]
+    report.known += len(due) - len(new)
+    return new
+
+
+def _page(report: NoticeReport, due: list[Due], dry_run: bool, limit: int | None) -> bool:
+    """Send these; false if it had to stop before the last one."""
+    connection = None
+    in_a_row = 0
+    try:
+        for one in due:
+            if limit is not None and report.sent >= limit:
+                return False
+            name = f"{one.step / DAY:g}" if one.step is not None else one.key
+            report.steps[name] += 1
+            if dry_run:
+                continue
+            notice = _claim(one)
+            if notice is None:  # another run was faster
+                report.steps[name] -= 1
+                report.known += 1
+                continue
+            address = getattr(one.user, get_user_model().get_email_field_name(), None)
+            if not address:
+                report.without_address += 1
+                _mark(notice)
+                continue
+            try:
+                if connection is None:
+                    connection = get_connection()
+                    connection.open()
+                _send(one, address, connection)
+            except Exception as error:  # whatever a mail backend raises; its text may have names
+                logger.error(
+                    "A notice to user %s was not sent: %s", one.user.pk, type(error).__name__
+                )
+                in_transaction(notice.delete, using=feed.using)
+                report.failed += 1
+                in_a_row += 1
+                if in_a_row == FAILURES_MAX:
+                    return False
+                continue
+            in_a_row = 0
+            report.sent += 1
+            _mark(notice)
+    finally:
+        if connection is not None:
+            connection.close()
+    return True
+
+
+def _claim(due: Due) -> Notice | None:
+    """Write down that this mail is about to be sent; ``None`` if somebody else did."""
+    notice = Notice(user_id=due.user.pk, key=due.key, created_at=timezone.now())
+    try:
+        in_transaction(partial(notice.save, using=feed.using, force_insert=True), using=feed.using)
+    except IntegrityError:
+        return None
+    if due.step is not None:
+        tell = partial(
+            password_about_to_expire.send_robust,
+            sender=type(due.user),
+            user=due.user,
+            expires_at=due.expires_at,
+            step=due.step,
+        )
+        transaction.on_commit(tell, using=feed.using)
+    return notice
+
+
+def _mark(notice: Notice) -> None:
+    mine = Notice.objects.using(feed.using).filter(pk=notice.pk)
+    retried(partial(mine.update, sent_at=timezone.now()), using=feed.using)
+
+
+def _send(due: Due, address: str, connection: Any) -> None:
+    with translation.override(_language(due.user)):
+        context = {**due.context, "user": due.user, "change_url": _change_url()}
+        if "reason" in context:
+            context["reason"] = reason_label(context["reason"])
+        where = f"pwexpire/mail/{due.template}"
+        subject = " ".join(render_to_string(f"{where}_subject.txt", context).split())
+        mail = EmailMultiAlternatives(
+            subject,
+            render_to_string(f"{where}_body.txt", context),
+            to=[address],
+            connection=connection,
+        )
+        mail.attach_alternative(render_to_string(f"{where}_body.html", context), "text/html")
+        mail.send()
+
+
+def _language(user: Any) -> str:
+    known = dict(settings.LANGUAGES)
+    for name in LANGUAGE_FIELDS:
+        found = getattr(user, name, None)
+        if isinstance(found, str) and found in known:
+            return found
+    return str(settings.LANGUAGE_CODE)
+
+
+def _change_url() -> str:
+    """Absolute, or empty where the site does not say where it is."""
+    if not conf.site_url:
+        return ""
+    try:
+        return f"{conf.site_url}{resolve_url(conf.change_url)}"
+    except NoReverseMatch:
+        return ""
