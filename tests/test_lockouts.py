@@ -117,7 +117,11 @@ def test_several_within_the_window(hook, alice, clock):
     assert batch.users_expired == 1
     since = begin.isoformat(" ", "minutes")
     assert batch.note == f"3 lockouts since {since}. The last one came from 2001:db8::1."
-    assert known(alice) == (0, None, clock.now, "2001:db8::1")
+    assert known(alice) == (3, begin, clock.now, "2001:db8::1")
+    services.cancel_expiry(alice)
+    clock.forward(2 * HOUR)
+    assert lock(alice) is None
+    assert known(alice)[:2] == (1, clock.now), "that count has had its expiry"
 
 
 def test_the_count_begins_anew_after_the_window(hook, alice, clock):
@@ -256,7 +260,7 @@ def test_a_guess_that_hit_is_held(success, wired, alice, engine, clock):
         "Then a login from another address succeeded."
     )
     assert ELSEWHERE not in batch.note
-    assert known(alice) == (0, None, None, None)
+    assert known(alice) == (0, None, clock.now, None)
 
 
 def test_the_session_of_the_login_is_held_at_once(success, alice):
