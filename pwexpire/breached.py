@@ -135,7 +135,7 @@ def _look_up(file: BinaryIO, digest: bytes) -> int:
         middle = (low + high) // 2
         start, line = _line_after(file, middle)
         key, _colon, count = line.partition(b":")
-        if key == digest and start < high:
+        if key == digest:
             return int(count) if count.isdigit() else 1
         if start >= high or not key or key > digest:  # empty lines are at the end
             high = middle

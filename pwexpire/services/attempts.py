@@ -15,7 +15,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model, logout
 from django.contrib.auth.signals import user_login_failed
 from django.db import Error as DatabaseFault
-from django.db.models import Count, Exists, F, OuterRef, Q, Sum
+from django.db.models import Count, Exists, F, OuterRef, Sum
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext, override
@@ -23,7 +23,7 @@ from django.utils.translation import gettext, ngettext, override
 from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import Demand, ExpiryBatch, PasswordRecord, Reason
-from pwexpire.retries import retried, savepoint
+from pwexpire.retries import in_transaction, savepoint
 from pwexpire.services.batches import end_sessions, expire_passwords
 from pwexpire.services.status import judge
 from pwexpire.sessionstore.registry import get_adapter
@@ -115,29 +115,40 @@ def expire_after_lockout(
         record, _ = records.get_or_create(user_id=user.pk)
     if record.lockout_at is not None and now - record.lockout_at < window:
         return None
-    count = partial(_count_lockout, user.pk, now, now - window, clean_address(address))
-    if not retried(count, using=feed.using) or conf.expire_on_success:
-        return None
-    record.refresh_from_db(using=feed.using)
-    if record.lockouts < conf.lockout_threshold:
-        return None
-    batch = _expire(user, _told(record))
-    records.filter(pk=user.pk).update(lockouts=0, lockouts_since=None)
-    return batch
+    work = partial(_count_and_expire, user, record, now, clean_address(address))
+    return in_transaction(work, using=feed.using)
 
 
-def _count_lockout(pk: Any, now: datetime, before: datetime, address: str | None) -> bool:
-    """One more since the window began, or the first of a new one; false if another server did."""
-    begins = now - conf.lockout_window
-    mine = PasswordRecord.objects.using(feed.using).filter(
-        Q(lockout_at=None) | Q(lockout_at__lte=before), pk=pk
+def _count_and_expire(
+    user: Any, record: PasswordRecord, now: datetime, address: str | None
+) -> ExpiryBatch | None:
+    noted = _one_more(record, now, address)
+    if not _write(noted, over=record) or conf.expire_on_success:
+        return None
+    return _expire(user, _told(noted)) if noted.lockouts >= conf.lockout_threshold else None
+
+
+def _one_more(record: PasswordRecord, now: datetime, address: str | None) -> PasswordRecord:
+    """The first of a new count where the window is over, or where the last count expired him."""
+    since, lockouts = record.lockouts_since, record.lockouts
+    if since is None or now - since >= conf.lockout_window:
+        since, lockouts = now, 0
+    if lockouts >= conf.lockout_threshold and not conf.expire_on_success:
+        since, lockouts = now, 0
+    return PasswordRecord(
+        pk=record.pk,
+        lockouts=lockouts + 1,
+        lockouts_since=since,
+        lockout_at=now,
+        lockout_address=address,
     )
-    known: dict[str, Any] = {"lockout_at": now, "lockout_address": address}
-    going_on = mine.filter(lockouts_since__gt=begins)
-    if going_on.update(lockouts=F("lockouts") + 1, **known):
-        return True
-    over = mine.filter(Q(lockouts_since=None) | Q(lockouts_since__lte=begins))
-    return bool(over.update(lockouts=1, lockouts_since=now, **known))
+
+
+def _write(noted: PasswordRecord, *, over: PasswordRecord) -> bool:
+    """False if another server was first, with the same lockout or the same login."""
+    records = PasswordRecord.objects.using(feed.using)
+    seen = records.filter(pk=over.pk, lockouts=over.lockouts, lockout_at=over.lockout_at)
+    return bool(seen.update(**{name: getattr(noted, name) for name in NO_LOCKOUTS}))
 
 
 def after_login(request: HttpRequest | None, user: Any) -> ExpiryBatch | None:
@@ -170,9 +181,13 @@ def _expire_after_success(request: HttpRequest | None, user: Any) -> ExpiryBatch
         return None
     if not can_be_expired(user) or judge(user).demand:
         return None
-    batch = _expire(user, _told(record, guessed=True))
-    records.filter(lockout_at=record.lockout_at).update(**NO_LOCKOUTS)
-    return batch
+    work = partial(_expire_once, user, record)
+    return in_transaction(work, using=feed.using)
+
+
+def _expire_once(user: Any, record: PasswordRecord) -> ExpiryBatch | None:
+    told = PasswordRecord(pk=record.pk, lockout_at=record.lockout_at)
+    return _expire(user, _told(record, guessed=True)) if _write(told, over=record) else None
 
 
 def _expire(user: Any, note: str) -> ExpiryBatch:
@@ -236,7 +251,8 @@ class LockoutExpiry:
 class LockoutReport:
     """``expiries`` is read as it is iterated, the newest first, once.
 
-    ``users_noted``: who has lockouts that led to no expiry, ``lockouts_noted``: how many these are.
+    ``users_noted``: who was locked out since the last change, ``lockouts_noted``: how often, all of
+    them together.
     """
 
     expiries: Iterator[LockoutExpiry]
