@@ -51,11 +51,13 @@ class Pending:
 
 def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
     """Stamp the session with what it satisfies; flag it at once if the password is expired."""
+    if user is None or user.pk is None:
+        return
+    after_login(request, user)
     session = getattr(request, "session", None)
-    if session is None or user is None or user.pk is None:
+    if session is None:
         return
     request._pwexpire_login = True  # type: ignore[union-attr]
-    after_login(request, user)
     try:
         with savepoint(using=feed.using):
             counter, judged = retried(partial(judge_now, user), using=feed.using)

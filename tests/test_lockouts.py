@@ -7,7 +7,6 @@ from datetime import timedelta
 from unittest import mock
 
 import pytest
-from django.contrib.auth.signals import user_logged_in
 from django.db import OperationalError, connection, connections, transaction
 from django.http import HttpRequest
 from django.test import Client, RequestFactory
@@ -17,14 +16,12 @@ from pwexpire import services
 from pwexpire.models import Demand, ExpiryBatch, PasswordRecord
 from pwexpire.services import attempts
 from pwexpire.services.attempts import (
-    NO_LOCKOUTS,
     after_login,
     clean_address,
     client_address,
     expire_after_lockout,
     lockout_report,
 )
-from pwexpire.signals import password_changed
 from tests.support import NEW, OLD, is_held
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -49,23 +46,6 @@ def hook(settings):
 def success(settings):
     settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = "success"
     return settings
-
-
-@pytest.fixture
-def wired():
-    """What a login and a change do besides."""
-
-    def on_login(sender, request, user, **kwargs):
-        after_login(request, user)
-
-    def on_change(sender, user, **kwargs):
-        PasswordRecord.objects.filter(pk=user.pk).update(**NO_LOCKOUTS)
-
-    user_logged_in.connect(on_login)
-    password_changed.connect(on_change)
-    yield
-    user_logged_in.disconnect(on_login)
-    password_changed.disconnect(on_change)
 
 
 @pytest.fixture
@@ -255,7 +235,7 @@ def test_many_servers_at_once(hook, alice, clock):
 # A login after them.
 
 
-def test_a_guess_that_hit_is_held(success, wired, alice, engine, clock):
+def test_a_guess_that_hit_is_held(success, alice, engine, clock):
     lock(alice)
     assert not ExpiryBatch.objects.exists()
     intruder = log_in(alice)
@@ -280,7 +260,7 @@ def test_the_session_of_the_login_is_held_at_once(success, alice):
     assert browser.session["password_expired"] is True
 
 
-def test_under_atomic_requests(success, wired, alice, monkeypatch):
+def test_under_atomic_requests(success, alice, monkeypatch):
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
     lock(alice)
     assert is_held(log_in(alice))
@@ -288,7 +268,7 @@ def test_under_atomic_requests(success, wired, alice, monkeypatch):
 
 @pytest.mark.parametrize("noted", [ATTACKER, f"::ffff:{ATTACKER}", f" {ATTACKER}"])
 @pytest.mark.parametrize("seen", [ATTACKER, f"::ffff:{ATTACKER}"])
-def test_a_login_from_the_same_address(success, wired, alice, noted, seen):
+def test_a_login_from_the_same_address(success, alice, noted, seen):
     lock(alice, noted)
     before = known(alice)
     browser = log_in(alice, seen)
@@ -298,7 +278,7 @@ def test_a_login_from_the_same_address(success, wired, alice, noted, seen):
 
 
 @pytest.mark.parametrize(("noted", "seen"), [(None, ELSEWHERE), (ATTACKER, ""), (None, "")])
-def test_an_unknown_address_is_another(success, wired, alice, noted, seen):
+def test_an_unknown_address_is_another(success, alice, noted, seen):
     lock(alice, noted)
     assert is_held(log_in(alice, seen))
 
@@ -309,13 +289,13 @@ def test_without_a_request(success, alice):
 
 
 @pytest.mark.parametrize(("passed", "held"), [(DAY - HOUR, True), (DAY, False)])
-def test_the_window_before_a_login(success, wired, alice, clock, passed, held):
+def test_the_window_before_a_login(success, alice, clock, passed, held):
     lock(alice)
     clock.forward(passed)
     assert is_held(log_in(alice)) is held
 
 
-def test_a_login_after_fewer_lockouts_than_the_threshold(success, wired, alice, clock):
+def test_a_login_after_fewer_lockouts_than_the_threshold(success, alice, clock):
     success.PWEXPIRE_LOCKOUT_THRESHOLD = 2
     lock(alice)
     clock.forward(2 * HOUR)
@@ -325,7 +305,7 @@ def test_a_login_after_fewer_lockouts_than_the_threshold(success, wired, alice, 
     assert is_held(log_in(alice))
 
 
-def test_a_change_clears_what_was_noted(success, wired, alice):
+def test_a_change_clears_what_was_noted(success, alice):
     lock(alice)
     alice.set_password(OLD + "x")
     alice.save()
@@ -333,7 +313,7 @@ def test_a_change_clears_what_was_noted(success, wired, alice):
     assert after_login(None, alice) is None
 
 
-def test_once_only(success, wired, alice, count_queries):
+def test_once_only(success, alice, count_queries):
     lock(alice)
     for _ in range(3):
         log_in(alice)
@@ -367,7 +347,7 @@ def test_a_login_without_lockouts_costs_one_query(success, alice, count_queries)
     assert len(queries) == 1
 
 
-def test_a_fault_keeps_nobody_out(success, wired, alice, caplog):
+def test_a_fault_keeps_nobody_out(success, alice, caplog):
     lock(alice)
     with mock.patch.object(attempts, "expire_passwords", side_effect=OperationalError("down")):
         assert not is_held(log_in(alice))
@@ -450,7 +430,6 @@ def test_the_report(hook, users, clock, monkeypatch):
     people[0].save()
     services.cancel_expiry(people[1])
     services.cancel_expiry(batches[2])
-    services.expire_passwords(people[0], reason="lockout")  # by hand
     found = list(lockout_report().expiries)
     assert [one.user for one in found] == [user.pk for user in reversed(people)]
     assert [one.batch for one in found] == [batch.pk for batch in reversed(batches)]

@@ -560,3 +560,16 @@ def test_the_status_of_a_user_names_policy_and_actor(alice, root, settings):
     (row,) = json.loads(out.getvalue())
     assert row["policy"] == "yearly" and row["rule"] == "default" and row["actor"] == "root"
     assert row["batch"] == ExpiryBatch.objects.get().pk and row["grace_logins"] is None
+
+
+def test_what_lockouts_led_to(alice, settings):
+    from pwexpire.services.attempts import expire_after_lockout
+
+    settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = True
+    expire_after_lockout(alice, window=timedelta(0), address="192.0.2.7")
+    out = io.StringIO()
+    call_command("pwexpire", "report", "--lockouts", "--format", "json", stdout=out)
+    (told,) = json.loads(out.getvalue())
+    assert told["user"] == alice.pk and told["still_open"] and "192.0.2.7" in told["note"]
+    with pytest.raises(CommandError, match="goes with no selector"):
+        call_command("pwexpire", "report", "--lockouts", "--user", "alice")

@@ -39,7 +39,7 @@ NO_LOCKOUTS: dict[str, Any] = {
     "lockout_at": None,
     "lockout_address": None,
 }
-# How the batch of a lockout says whose it was, after his demand is met and gone.
+# How a batch says whose it was, after his demand is met and gone.
 SELECTED = "user "
 PAGE = 1_000
 
@@ -191,11 +191,7 @@ def _expire_once(user: Any, record: PasswordRecord) -> ExpiryBatch | None:
 
 
 def _expire(user: Any, note: str) -> ExpiryBatch:
-    batch = expire_passwords(user, reason=Reason.LOCKOUT, note=note)
-    batch.selection = f"{SELECTED}{user.pk}"
-    batches = ExpiryBatch.objects.using(feed.using).filter(pk=batch.pk)
-    batches.update(selection=batch.selection)
-    return batch
+    return expire_passwords(user, reason=Reason.LOCKOUT, note=note)
 
 
 def _told(record: PasswordRecord, *, guessed: bool = False) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Callable
+from dataclasses import astuple, fields
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -12,9 +13,11 @@ from pwexpire.management.bars import bars
 from pwexpire.management.formats import Rows
 from pwexpire.management.selectors import add_selectors, names_somebody
 from pwexpire.management.verbs.choosing import choose_users
+from pwexpire.services.attempts import LockoutExpiry, lockout_report
 from pwexpire.services.evidence import BatchEvidence, Evidence, batch_rows, rows, total
 
 FORMATS = ("text", "json", "csv")
+LOCKOUT_COLUMNS = tuple(one.name for one in fields(LockoutExpiry))
 TITLES = {"age": "age in days", "days_left": "days until it ages out"}
 
 
@@ -24,6 +27,7 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--totals", action="store_true", help="how many users of each kind")
     what.add_argument("--batches", action="store_true", help="each expiry, and what is left of it")
+    what.add_argument("--lockouts", action="store_true", help="what lockouts led to")
     parser.add_argument("--output", metavar="FILE", help="write it there, readable by you alone")
     parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
 
@@ -33,6 +37,10 @@ def run(options: dict[str, Any], stdout: Any) -> Any:
         if names_somebody(options):
             raise CommandError("--batches tells of all batches: it goes with no selector.")
         return Rows(BatchEvidence._fields, batch_rows())
+    if options["lockouts"]:
+        if names_somebody(options):
+            raise CommandError("--lockouts tells of all lockouts: it goes with no selector.")
+        return Rows(LOCKOUT_COLUMNS, map(astuple, lockout_report().expiries))
     found = rows(choose_users(options))
     if not options["totals"]:
         return Rows(Evidence._fields, found)
