@@ -159,6 +159,15 @@ def _workers(found: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def _evidence(found: dict[str, Any]) -> Iterator[str]:
+    rows = [
+        [f"`{verb}`", *(f"{one[name]:.1f}" for name in ("seconds_per_100_000", "added_mib"))]
+        for verb, one in found["verbs"].items()
+    ]
+    head = [f"of {found['users']:,} users", "seconds for 100,000", "MiB more than the idle process"]
+    yield table(head, rows)
+
+
 SECTIONS: dict[str, Callable[[Any], Iterator[str]]] = {
     "idle": _idle,
     "flagging": _flagging,
@@ -169,4 +178,5 @@ SECTIONS: dict[str, Callable[[Any], Iterator[str]]] = {
     "reach": _reach,
     "waiting": _waiting,
     "workers": _workers,
+    "report": _evidence,
 }

@@ -76,6 +76,7 @@ NAMES = [
     "reach",
     "waiting",
     "workers",
+    "report",
 ]
 
 
@@ -89,7 +90,7 @@ def _idle(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Any]:
 
 
 def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], Any]]:
-    from tests.bench import flagging, reach, scale, waiting, workers
+    from tests.bench import evidence, flagging, reach, scale, waiting, workers
 
     few, many = sizes.one[0], sizes.one[-1]
     return {
@@ -106,6 +107,7 @@ def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], 
             sizes.waiting_few, sizes.users, sizes.waiting_pairs
         ),
         "workers": lambda: workers.measure_workers(sizes.workers, sizes.workers_rounds),
+        "report": lambda: evidence.measure_report(sizes.users),
     }
 
 

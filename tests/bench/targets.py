@@ -79,6 +79,8 @@ def _scale(found: dict[str, Any]) -> Iterator[Wanted]:
         users = found["users"]
         yield f"expiring {users['users']:,} users / one bare `UPDATE`", users["ratio"], 3, True
         yield "MiB that it adds to an idle process", users["added_mib"], 60, True
+    for verb, one in found.get("report", {}).get("verbs", {}).items():
+        yield f"MiB that `{verb}` adds to an idle process", one["added_mib"], 60, True
     if "everyone" in found:
         every = found["everyone"]
         name = f"`expire_everyone` of {every['many']:,} users / {every['few']:,}"

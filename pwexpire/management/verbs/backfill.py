@@ -19,6 +19,7 @@ from pwexpire.services.backfill import Forecast, Terms, backfill, forecast
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 # Beyond that many days the forecast is by the week.
 BY_DAY_MAX = 62
+AT_ONCE = "at once"
 NOTHING_AGES = "No policy has a max_age, so no password ages out: nothing was done."
 SEEN = (
     "A change that was seen is evidence, and is not overwritten: give the users grace_logins, or "
@@ -76,7 +77,7 @@ def _told(without: Forecast, filled: Forecast) -> dict[str, Any]:
     by_day = not days or (days[-1] - days[0]).days <= BY_DAY_MAX
     unit = "day" if by_day else "week"
     columns = {"without": _counts(without, by_day), "with": _counts(filled, by_day)}
-    starts = sorted({*columns["without"], *columns["with"]})
+    starts = sorted({*columns["without"], *columns["with"]}, key=lambda one: (one != AT_ONCE, one))
     return {
         "unit": unit,
         "forecast": [
@@ -95,7 +96,7 @@ def _in_text(told: dict[str, Any]) -> list[str]:
 
 
 def _counts(found: Forecast, by_day: bool) -> dict[str, int]:
-    counts = {"at once": found.held} if found.held else {}
+    counts = {AT_ONCE: found.held} if found.held else {}
     for day, count in found.days.items():
         start = (day if by_day else _monday(day)).isoformat()
         counts[start] = counts.get(start, 0) + count
