@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from datetime import timedelta
+from io import StringIO
 from unittest import mock
 
 import pytest
@@ -49,12 +51,8 @@ def left(user, days):
 
 
 def run(*args, **more):
-    from io import StringIO
-
     out = StringIO()
     call_command("pwexpire", "notify", *args, "--format", "json", stdout=out, **more)
-    import json
-
     return json.loads(out.getvalue())
 
 
@@ -279,6 +277,16 @@ def test_an_expiry_is_announced_once(alice, bob, eve):
     (sent,) = mail.outbox
     assert sent.to == [alice.email] and "known to others" in sent.body
     assert "4711" not in sent.body and "/account/password-change/" in sent.body
+
+
+@pytest.mark.parametrize("whom", [["--user", "alice"], ["--everyone", "--exclude", "bob"]])
+def test_an_expiry_announces_itself(alice, bob, whom):
+    out = StringIO()
+    call = ["expire", *whom, "--reason", "policy", "--announce", "--format", "json"]
+    call_command("pwexpire", *call, stdout=out)
+    told = json.loads(out.getvalue())
+    assert (told["mails_sent"], told["mails_failed"]) == (1, 0)
+    assert mail.outbox[0].to == [alice.email] and "rules have changed" in mail.outbox[0].body
 
 
 def test_an_expiry_of_everyone_is_announced(alice, bob, eve):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from django.core.management.base import CommandParser
 
+from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.management.selectors import add_selectors
 from pwexpire.management.verbs import VERBS
 from pwexpire.models import Reason, SessionAction
@@ -26,13 +27,14 @@ def add_verbs(parser: CommandParser) -> None:
     add_selectors(expire)
     expire.add_argument("--dry-run", action="store_true", help="count, and write nothing")
     expire.add_argument("--reason", default=Reason.ADMIN.value)
-    expire.add_argument("--require", default="change")
+    expire.add_argument("--require", default="change", metavar="|".join(REQUIRE_ORDER))
     expire.add_argument(
         "--sessions", choices=SessionAction.values, default=SessionAction.FLAG.value
     )
     expire.add_argument("--note", default="")
     expire.add_argument("--actor", metavar="NAME", help="who asks for it")
     expire.add_argument("--enqueue", action="store_true", help=ENQUEUE)
+    expire.add_argument("--announce", action="store_true", help="tell the users by e-mail")
     add_selectors(verb("preview", "Count whom an expiry would meet."))
     cancel = verb("cancel", "Lift demands from users, or those of a batch.")
     add_selectors(cancel)

@@ -45,7 +45,7 @@ from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.evidence import usernames
 from pwexpire.services.history import prune_history
 from pwexpire.services.index import build_index, prune_index, uses_index
-from pwexpire.services.notices import prune_notices
+from pwexpire.services.notices import announce_expiry, prune_notices
 from pwexpire.services.sessions import prune_batches
 from pwexpire.services.staging import Progress
 from pwexpire.services.status import (
@@ -109,12 +109,18 @@ class Command(BaseCommand):
         given["selection"] = _as_typed(options)
         with self.progress(options) as progress:
             if options["everyone"]:
-                return _batch(expire_everyone(**given, progress=progress))
-            enqueue = _enqueuer(options)
-            batch = expire_passwords(users, **given, progress=progress, defer=enqueue is not None)
+                batch, enqueue = expire_everyone(**given, progress=progress), None
+            else:
+                enqueue = _enqueuer(options)
+                defer = enqueue is not None
+                batch = expire_passwords(users, **given, progress=progress, defer=defer)
         if enqueue is not None:
             enqueue(batch)
-        return _batch(batch)
+        told = _batch(batch)
+        if options["announce"]:
+            report = announce_expiry(batch)
+            told |= {"mails_sent": report.sent, "mails_failed": report.failed}
+        return told
 
     def do_preview(self, options: dict[str, Any]) -> Any:
         return asdict(preview_expiry(select(options), exclude=excluded(options)))
