@@ -287,6 +287,9 @@ def test_an_expiry_announces_itself(alice, bob, whom):
     told = json.loads(out.getvalue())
     assert (told["mails_sent"], told["mails_failed"]) == (1, 0)
     assert mail.outbox[0].to == [alice.email] and "rules have changed" in mail.outbox[0].body
+    if "--everyone" not in whom:
+        call_command("pwexpire", *call, stdout=out)  # meets nobody who is not expired already
+        assert len(mail.outbox) == 1
 
 
 def test_an_expiry_of_everyone_is_announced(alice, bob, eve):

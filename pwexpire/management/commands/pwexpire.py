@@ -117,7 +117,7 @@ class Command(BaseCommand):
         if enqueue is not None:
             enqueue(batch)
         told = _batch(batch)
-        if options["announce"]:
+        if options["announce"] and batch.number is not None:  # else it met nobody
             report = announce_expiry(batch)
             told |= {"mails_sent": report.sent, "mails_failed": report.failed}
         return told
