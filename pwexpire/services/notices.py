@@ -18,7 +18,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.core.mail import EmailMultiAlternatives, get_connection
+from django.core.mail import EmailMultiAlternatives
 from django.db import IntegrityError, transaction
 from django.db.models import Q
 from django.shortcuts import resolve_url
@@ -27,6 +27,7 @@ from django.urls import NoReverseMatch
 from django.utils import timezone, translation
 from django.utils.translation import gettext as _
 
+from pwexpire.compat import mail_connection
 from pwexpire.conf import conf
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
@@ -237,35 +238,20 @@ def _unknown(due: list[Due], report: NoticeReport) -> list[Due]:
 
 def _page(report: NoticeReport, due: list[Due], dry_run: bool, limit: int | None) -> bool:
     """Send these; false if it had to stop before the last one."""
-    connection = None
     in_a_row = 0
-    try:
+    with _Mailer() as mailer:
         for one in due:
             if limit is not None and report.sent >= limit:
                 return False
-            name = f"{one.step / DAY:g}" if one.step is not None else one.key
-            report.steps[name] += 1
-            if dry_run:
-                continue
-            notice = _claim(one)
-            if notice is None:  # another run was faster
-                report.steps[name] -= 1
+            notice = None if dry_run else _claim(one)
+            if notice is None and not dry_run:  # another run was faster
                 report.known += 1
                 continue
-            address = getattr(one.user, get_user_model().get_email_field_name(), None)
-            if not address:
-                report.without_address += 1
-                _mark(notice)
+            report.steps[f"{one.step / DAY:g}" if one.step is not None else one.key] += 1
+            if notice is None:
                 continue
-            try:
-                if connection is None:
-                    connection = get_connection()
-                    connection.open()
-                _send(one, address, connection)
-            except Exception as error:  # whatever a mail backend raises; its text may have names
-                logger.error(
-                    "A notice to user %s was not sent: %s", one.user.pk, type(error).__name__
-                )
+            address = getattr(one.user, get_user_model().get_email_field_name(), None)
+            if address and not mailer.send(one, address):
                 in_transaction(notice.delete, using=feed.using)
                 report.failed += 1
                 in_a_row += 1
@@ -273,12 +259,38 @@ def _page(report: NoticeReport, due: list[Due], dry_run: bool, limit: int | None
                     return False
                 continue
             in_a_row = 0
-            report.sent += 1
-            _mark(notice)
-    finally:
-        if connection is not None:
-            connection.close()
+            report.sent += bool(address)
+            report.without_address += not address
+            _settle(notice, one)
     return True
+
+
+class _Mailer:
+    """One connection for a page of users, opened with the first mail."""
+
+    def __enter__(self) -> _Mailer:
+        self.connection: Any = None
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.connection is None:
+            return
+        try:
+            self.connection.close()
+        except Exception as error:  # what was sent is sent
+            logger.warning("The mail server did not say goodbye: %s", type(error).__name__)
+
+    def send(self, due: Due, address: str) -> bool:
+        try:
+            if self.connection is None:
+                connection = mail_connection()
+                connection.open()
+                self.connection = connection
+            self.connection.send_messages([_mail(due, address)])
+        except Exception as error:  # whatever a mail backend raises; its text may have names
+            logger.error("A notice to user %s was not sent: %s", due.user.pk, type(error).__name__)
+            return False
+        return True
 
 
 def _claim(due: Due) -> Notice | None:
@@ -288,6 +300,12 @@ def _claim(due: Due) -> Notice | None:
         in_transaction(partial(notice.save, using=feed.using, force_insert=True), using=feed.using)
     except IntegrityError:
         return None
+    return notice
+
+
+def _settle(notice: Notice, due: Due) -> None:
+    mine = Notice.objects.using(feed.using).filter(pk=notice.pk)
+    retried(partial(mine.update, sent_at=timezone.now()), using=feed.using)
     if due.step is not None:
         tell = partial(
             password_about_to_expire.send_robust,
@@ -297,29 +315,19 @@ def _claim(due: Due) -> Notice | None:
             step=due.step,
         )
         transaction.on_commit(tell, using=feed.using)
-    return notice
 
 
-def _mark(notice: Notice) -> None:
-    mine = Notice.objects.using(feed.using).filter(pk=notice.pk)
-    retried(partial(mine.update, sent_at=timezone.now()), using=feed.using)
-
-
-def _send(due: Due, address: str, connection: Any) -> None:
+def _mail(due: Due, address: str) -> EmailMultiAlternatives:
     with translation.override(_language(due.user)):
         context = {**due.context, "user": due.user, "change_url": _change_url()}
         if "reason" in context:
             context["reason"] = reason_label(context["reason"])
         where = f"pwexpire/mail/{due.template}"
         subject = " ".join(render_to_string(f"{where}_subject.txt", context).split())
-        mail = EmailMultiAlternatives(
-            subject,
-            render_to_string(f"{where}_body.txt", context),
-            to=[address],
-            connection=connection,
-        )
+        text = render_to_string(f"{where}_body.txt", context)
+        mail = EmailMultiAlternatives(subject, text, to=[address])
         mail.attach_alternative(render_to_string(f"{where}_body.html", context), "text/html")
-        mail.send()
+        return mail
 
 
 def _language(user: Any) -> str:
