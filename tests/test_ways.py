@@ -88,6 +88,21 @@ def test_a_warning_to_everyone(alice, client):
     assert is_held(client)
 
 
+def test_a_warning_is_lifted(alice, bob):
+    services.expire_passwords([alice, bob], require=Require.WARN)
+    assert services.cancel_expiry(alice) == 0
+    assert not services.password_status(alice).warn and services.password_status(bob).warn
+    services.expire_everyone(require=Require.WARN)
+    services.cancel_expiry(alice)
+    assert not services.password_status(alice).warn and services.password_status(bob).warn
+
+
+def test_whoever_was_logged_out_is_warned_all_the_same(alice):
+    services.end_sessions(alice)
+    assert services.expire_passwords(alice, require=Require.WARN).users_expired == 1
+    assert services.password_status(alice).warn
+
+
 def test_a_warning_ends_no_sessions(alice):
     with pytest.raises(InvalidRequest, match="ends no sessions"):
         services.expire_passwords(alice, require=Require.WARN, sessions=SessionAction.END)

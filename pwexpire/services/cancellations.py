@@ -17,6 +17,7 @@ from pwexpire.models import (
     Exclusion,
     ExpiryBatch,
     PasswordRecord,
+    Require,
     SessionAction,
 )
 from pwexpire.retries import in_transaction
@@ -50,10 +51,15 @@ def cancel_expiry(users: Any, *, actor: Any = None, note: str = "") -> int:
 
 def _lift(pks: list[Any]) -> list[Any]:
     freed = list(open_demands(pks))
-    close_demands(freed)
-    everyone = active_batches().filter(everyone=True).values_list("pk", flat=True)
+    warned = active_demands(user__in=pks, batch__require=Require.WARN)
+    close_demands([*{*freed, *warned.values_list("user_id", flat=True)}])
+    everyone = active_batches().filter(everyone=True).values_list("pk", "require")
     Exclusion.objects.using(feed.using).bulk_create(
-        [Exclusion(batch_id=batch, user_id=pk) for batch in everyone for pk in freed],
+        [
+            Exclusion(batch_id=batch, user_id=pk)
+            for batch, require in everyone
+            for pk in (pks if require == Require.WARN else freed)
+        ],
         ignore_conflicts=True,
     )
     return freed

@@ -156,14 +156,14 @@ def open_demand(least: str = Require.CHANGE) -> Q:
     ``least``: one that wants at least that much.
     """
     require = REQUIRE_ORDER[REQUIRE_ORDER.index(least) :]
-    in_force: dict[str, Any] = {
+    # The end of sessions is a demand as well, of nothing.
+    asks = Q(batch__holds=True) | Q(batch__require=Require.WARN)
+    in_force = {
         "batch__number__isnull": False,
         "batch__cancelled_at": None,
         "batch__require__in": require,
     }
-    if least != Require.WARN:
-        in_force["batch__holds"] = True
-    mine = Exists(Demand.objects.filter(user=OuterRef("pk"), **in_force))
+    mine = Exists(Demand.objects.filter(asks, user=OuterRef("pk"), **in_force))
     met = PasswordRecord.objects.filter(
         user=OuterRef(OuterRef("pk")), satisfied__gte=OuterRef("number")
     )
