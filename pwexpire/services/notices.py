@@ -296,11 +296,16 @@ class _Mailer:
 def _claim(due: Due) -> Notice | None:
     """Write down that this mail is about to be sent; ``None`` if somebody else did."""
     notice = Notice(user_id=due.user.pk, key=due.key, created_at=timezone.now())
-    try:
-        in_transaction(partial(notice.save, using=feed.using, force_insert=True), using=feed.using)
-    except IntegrityError:
-        return None
-    return notice
+
+    def write() -> bool:
+        try:
+            with transaction.atomic(using=feed.using):
+                notice.save(using=feed.using, force_insert=True)
+        except IntegrityError:  # there is one: no conflict that another try would solve
+            return False
+        return True
+
+    return notice if retried(write, using=feed.using) else None
 
 
 def _settle(notice: Notice, due: Due) -> None:
