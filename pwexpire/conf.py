@@ -87,6 +87,18 @@ def _named(value: Any) -> Any:
     return value
 
 
+def _said(value: Any) -> str:
+    """The same in every process; empty for what decides nothing."""
+    if isinstance(value, dict):
+        return ",".join(f"{key}={_named(one).key}" for key, one in sorted(value.items()))
+    found = PRESETS[value].policy if isinstance(value, str) and value in PRESETS else value
+    if isinstance(found, Policy):
+        return "" if found.is_default else found.key
+    if found is None or isinstance(found, str):
+        return found or ""
+    return f"{found.__module__}.{found.__qualname__}"
+
+
 def _named_or_none(value: Any) -> Any:
     return None if isinstance(value, dict) else _named(value)
 
@@ -129,22 +141,16 @@ class Conf:
     @property
     def policy_key(self) -> str | None:
         """Changes when the policy does, so that what a session knows of its age can be doubted."""
-        value = self._get("POLICY")
-        if isinstance(value, dict):
-            return ",".join(f"{key}={_named(one).key}" for key, one in sorted(value.items()))
-        if isinstance(value, str) and value not in PRESETS:
-            return value
-        value = _named(value)
-        if value is None or (isinstance(value, Policy) and value.is_default):
-            return None
-        return value.key if isinstance(value, Policy) else value.__qualname__
+        said = [_said(self._get(name)) for name in ("POLICY", "SECOND_FACTOR", "APPLIES_TO")]
+        return "|".join(said) if any(said) else None
 
     @property
     def reconsider(self) -> timedelta | None:
-        """How long a verdict on the age of a password counts, where it depends on the user."""
+        """How long a verdict counts that depends on what callables or rules say of the user."""
         value = self._get("POLICY")
         by_user = value is not None and not isinstance(_named_or_none(value), Policy)
-        return RECONSIDER if by_user else None
+        by_user = by_user or self._get("SECOND_FACTOR") is not None
+        return RECONSIDER if by_user or self._get("APPLIES_TO") is not None else None
 
     @property
     def rules(self) -> dict[str, Policy] | None:

@@ -24,7 +24,7 @@ from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
 from pwexpire.retries import retried, savepoint
 from pwexpire.services.attempts import after_login
-from pwexpire.services.changes import meet_demands, set_by_other, testify, witness
+from pwexpire.services.changes import keep_age, meet_demands, testify, way_of, witness
 from pwexpire.services.history import keep_old, length_kept, locked_hash, stored_hash
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.stamps import (
@@ -53,8 +53,10 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
     """Stamp the session with what it satisfies; flag it at once if the password is expired."""
     if user is None or user.pk is None:
         return
-    after_login(request, user)
     session = getattr(request, "session", None)
+    backend = session.get(BACKEND_SESSION_KEY) if session is not None else None
+    if not _is_taken_over(request) and backend not in conf.exempt_backends:
+        after_login(request, user)
     if session is None:
         return
     request._pwexpire_login = True  # type: ignore[union-attr]
@@ -67,7 +69,7 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
     else:
         grace = _takes_grace(request, session, user, judged)
         stamp_session(session, counter, judged, grace=grace)
-        exempt = session.get(BACKEND_SESSION_KEY) in conf.exempt_backends
+        exempt = backend in conf.exempt_backends
         if judged.held and not grace and not exempt and conf.enforce:
             set_flag(session, judged.demand or counter)
         else:
@@ -87,11 +89,16 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
     transaction.on_commit(work, using=feed.using, robust=True)
 
 
+def _is_taken_over(request: HttpRequest | None) -> bool:
+    """Whether somebody else logs in as the user, by django-hijack."""
+    match = getattr(request, "resolver_match", None)
+    return match is not None and "hijack" in match.app_names
+
+
 def _takes_grace(
     request: HttpRequest | None, session: SessionBase, user: Any, judged: Judgement
 ) -> bool:
-    match = getattr(request, "resolver_match", None)
-    if match is not None and "hijack" in match.app_names:  # somebody else logs in as the user
+    if _is_taken_over(request):
         return False
     if not (judged.held_by_age_alone and judged.grace and conf.enforce):
         return False
@@ -146,6 +153,7 @@ def _look_at_change(user: Any) -> Pending:
     keeps = length_kept(user) > 0
     if not (keeps or _held_here() or conf.policy is not None or judge(user).demand):
         return Pending(counter, True)
+    keep_age(user, way_of(user))
     old = stored_hash(user)
     if keeps:
         user.__dict__[_SAVE] = partial(_save_and_keep, user, old)
@@ -217,13 +225,12 @@ def after_user_saved(
     try:
         with savepoint(using=feed.using):
             if created:
-                given = instance.has_usable_password() and set_by_other(instance)
-                meet_demands(instance, number=read_counter(), created=True, given=given)
+                way = way_of(instance)
+                meet_demands(instance, number=read_counter(), created=True, way=way)
             elif pending is not None:
                 testify(instance, real=pending.real)
                 if pending.real:
-                    given = instance.has_usable_password() and set_by_other(instance)
-                    meet_demands(instance, number=pending.counter, given=given)
+                    meet_demands(instance, number=pending.counter, way=way_of(instance))
     except DatabaseFault as error:
         logger.error("A password change could not be recorded: %s", error)
 

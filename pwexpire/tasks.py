@@ -47,7 +47,7 @@ def work_at_notices(batch_id: int | None = None, after: str = "") -> str:
         if batch is None or batch.cancelled_at is not None:
             return "gone"
         report = announce_expiry(batch, after=after, seconds=TASK_SECONDS)
-    if report.cursor and not report.failed:  # else the next run of the job tries again
+    if report.cursor:
         _send_notices(batch_id, report.cursor)
     return f"{report.sent} sent"
 

@@ -223,3 +223,17 @@ def test_the_page_sends_back_what_was_selected(office, users):
     assert sent["_selected_action"] == [str(user.pk) for user in everybody[:2]]
     office.post(URL, {**sent, **CONFIRMED})
     assert services.password_status(everybody[2]).must_change
+
+
+def test_what_is_demanded_can_be_chosen(office, alice, settings):
+    assert b'value="reset"' not in act(office, "expire_passwords_action", [alice]).content
+    wrong = {**CONFIRMED, "require": "warn", "sessions": "end"}
+    page = act(office, "expire_passwords_action", [alice], **wrong)
+    assert b"A warning ends no sessions." in page.content and not ExpiryBatch.objects.exists()
+    settings.AUTHENTICATION_BACKENDS = [
+        "pwexpire.backends.PasswordExpiryBackend",
+        *settings.AUTHENTICATION_BACKENDS,
+    ]
+    assert b'value="reset"' in act(office, "expire_passwords_action", [alice]).content
+    act(office, "expire_passwords_action", [alice], **{**CONFIRMED, "require": "reset"})
+    assert ExpiryBatch.objects.get().require == "reset"

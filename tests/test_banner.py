@@ -16,6 +16,7 @@ from pwexpire.policy import Policy
 pytestmark = pytest.mark.django_db(transaction=True)
 DAY = timedelta(days=1)
 BANNER = Template("{% load pwexpire %}{% password_expiry_banner %}")
+TWICE = Template("{% load pwexpire %}{% password_expiry_banner %}{% password_expiry_banner %}")
 
 
 @pytest.fixture
@@ -80,3 +81,10 @@ def test_the_context_processor_asks_nothing_by_itself(alice, rf, django_assert_n
     request = rf.get("/")
     request.user = AnonymousUser()
     assert Template("{{ password_expiry.warn }}").render(Context(password_expiry(request))) == ""
+
+
+def test_two_banners_ask_once(alice, rf, django_assert_max_num_queries):
+    request = rf.get("/")
+    request.user = alice
+    with django_assert_max_num_queries(3):
+        TWICE.render(Context({**request_context(request)}))

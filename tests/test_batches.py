@@ -39,7 +39,7 @@ def heard():
     ("kwargs", "words"),
     [
         ({"reason": "whim"}, "Unknown reason"),
-        ({"require": Require.RESET}, "not available"),
+        ({"require": Require.RESET}, "needs a backend"),
         ({"require": "beg"}, "Unknown require"),
         ({"sessions": "keep"}, "Unknown sessions"),
         ({"note": 1}, "note must be"),

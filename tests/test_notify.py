@@ -6,11 +6,13 @@ import json
 import threading
 from datetime import timedelta
 from io import StringIO
+from smtplib import SMTPRecipientsRefused, SMTPServerDisconnected
 from unittest import mock
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.core import mail
+from django.core.mail.backends.locmem import EmailBackend
 from django.core.management import CommandError, call_command
 from django.db import connection, connections
 from django.test.utils import override_settings
@@ -167,6 +169,44 @@ def test_a_mail_server_that_is_down_is_not_asked_for_each(users, failing):
         left(user, 5)
     with pytest.raises(CommandError, match="20 mails"):
         run()
+
+
+def test_addresses_that_are_refused_keep_nobody_else_from_his_mail(users):
+    people = users(30)
+    for user in people:
+        left(user, 5)
+
+    class Picky(EmailBackend):
+        def send_messages(self, messages):
+            if messages[0].to[0] != people[-1].email:
+                raise SMTPRecipientsRefused({messages[0].to[0]: (550, b"unknown")})
+            return super().send_messages(messages)
+
+    with mock.patch("pwexpire.services.notices.mail_connection", Picky):
+        with pytest.raises(CommandError, match="29 mails could not be sent, 1 were"):
+            run()
+
+
+def test_a_server_that_hangs_up_is_called_again(users):
+    people = users(6)
+    for user in people:
+        left(user, 5)
+    opened = []
+
+    class Short(EmailBackend):
+        def open(self):
+            opened.append(0)
+
+        def send_messages(self, messages):
+            opened[-1] += 1
+            if opened[-1] > 2:
+                raise SMTPServerDisconnected("so many and no more")
+            return super().send_messages(messages)
+
+    with mock.patch("pwexpire.services.notices.mail_connection", Short):
+        with pytest.raises(CommandError, match="could not be sent"):
+            run()
+    assert len(mail.outbox) == 4 and opened == [3, 3]
 
 
 def test_a_process_that_was_killed_sends_no_second_mail(alice, bob):
@@ -370,8 +410,9 @@ def test_notices_are_sent_by_tasks(users, tasks, monkeypatch):
     assert len(mail.outbox) == 10
     services.cancel_expiry(batch)
     assert tasks.work_at_notices.call(batch.pk) == "gone"
-    with pytest.raises(CommandError, match="goes with no selector"):
-        run("--enqueue", "--limit", "5")
+    for more in (["--limit", "5"], ["--dry-run"], ["--retry-unsent"]):
+        with pytest.raises(CommandError, match="goes with no"):
+            run("--enqueue", *more)
 
 
 def test_without_a_tasks_framework(alice, monkeypatch):

@@ -614,3 +614,43 @@ def test_second_factors(server, alice, bob, settings):
     ago(bob, days=91)
     settings.PWEXPIRE_SECOND_FACTOR = "tests.testapp.policies.is_bob"
     assert is_held(login(server, alice)) and not is_held(login(server, bob))
+
+
+def test_the_command_explains_all_of_it(alice, bob, settings, refusing):
+    from pwexpire.management.verdict import explain
+
+    settings.PWEXPIRE_POLICY = GIVEN
+    said = " ".join(explain(alice)["sentences"])
+    assert "first_use, somebody else chose the password." in said
+    services.expire_passwords(bob, require=Require.DENY)
+    assert "worth nothing (deny)" in " ".join(explain(bob)["sentences"])
+    settings.PWEXPIRE_APPLIES_TO = "tests.testapp.policies.is_person"
+    settings.PWEXPIRE_ENFORCE = "report"
+    said = " ".join(explain(alice)["sentences"])
+    assert "PWEXPIRE_APPLIES_TO says so" in said and "only counted" in said
+
+
+def test_a_login_without_a_session(alice, rf):
+    from pwexpire.receivers import on_login
+
+    on_login(type(alice), request=None, user=alice)
+    on_login(type(alice), request=rf.get("/"), user=alice)
+    assert not PasswordRecord.objects.filter(pk=alice.pk, grace_used__gt=0).exists()
+
+
+def test_callables_have_a_name_in_every_process(settings):
+    from pwexpire.conf import conf
+
+    def of(user):
+        return Policy()
+
+    settings.PWEXPIRE_POLICY = of
+    assert conf.policy_key is not None and "0x" not in conf.policy_key
+    assert conf.rules is None and conf.policies == ()
+
+
+def test_an_age_that_no_backend_can_keep_is_met_by_any_change(server, alice, settings):
+    ago(alice, days=91)
+    settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=90), require="deny")
+    reset_password(server(), alice)
+    assert not services.password_status(alice).must_change

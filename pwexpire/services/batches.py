@@ -326,6 +326,4 @@ def end_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport:
 
 def demand_aged(user: Any, require: str) -> int | None:
     """Make a demand of a password that aged out, so that no clock is asked again. Its number."""
-    if require not in (Require.CHANGE, Require.WARN) and not conf.refuses_logins:
-        require = Require.CHANGE
     return expire_passwords(user, reason=Reason.AGE, require=require).number

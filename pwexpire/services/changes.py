@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from django.contrib.auth import get_permission_codename, get_user_model
@@ -12,12 +13,14 @@ from django.db.models.functions import Greatest
 from django.http import HttpRequest
 from django.utils import timezone
 
+from pwexpire.conf import conf
 from pwexpire.feed import feed
-from pwexpire.models import PasswordRecord
+from pwexpire.models import PasswordRecord, Require
 from pwexpire.retries import in_transaction
+from pwexpire.services.batches import demand_aged
 from pwexpire.services.cancellations import close_demands
 from pwexpire.services.history import forget_old
-from pwexpire.services.status import check_saved, denied_from, read_counter
+from pwexpire.services.status import check_saved, judge, lowest_open, read_counter
 from pwexpire.signals import password_changed
 
 
@@ -39,30 +42,46 @@ def testify(user: Any, *, real: bool) -> None:
 witness: ContextVar[Witness | None] = ContextVar("pwexpire_witness", default=None)
 
 
-def set_by_other(user: Any) -> bool:
-    """Whether somebody else is choosing the password of ``user``: an administrator, or a command.
+class Way(Enum):
+    """By whom a password is chosen; the value is what such a change does not meet."""
 
-    Whoever has a reset link in his hands, or signs up, is taken for the user, whatever account the
-    browser is logged in to.
+    OTHER = ()
+    LINK = (Require.DENY,)
+    OWN = (Require.RESET, Require.DENY)
+
+
+def way_of(user: Any) -> Way:
+    """How the password of ``user`` is being changed in this request.
+
+    ``OTHER``: by an administrator, or by a command. ``OWN``: in a session of the user, where the
+    old password was enough. ``LINK``: whoever has a reset link in his hands, or signs up, is taken
+    for the user, whatever account the browser is logged in to.
     """
     current = witness.get()
     if current is None:
-        return True
+        return Way.OTHER
     request = current.request
     actor = getattr(request, "user", None)
-    if request is None or actor is None or not actor.is_authenticated or actor.pk == user.pk:
-        return False
+    if request is None or actor is None or not actor.is_authenticated:
+        return Way.LINK
     from django.contrib.auth.views import PasswordResetConfirmView  # needs the user model
 
     view = getattr(getattr(request.resolver_match, "func", None), "view_class", None)
     if isinstance(view, type) and issubclass(view, PasswordResetConfirmView):
-        return False
+        return Way.LINK
+    if actor.pk == user.pk:
+        return Way.OWN
     if getattr(actor, "is_staff", False):
-        return True
+        return Way.OTHER
     meta = get_user_model()._meta
     may = getattr(actor, "has_perm", None)
     code = f"{meta.app_label}.{get_permission_codename('change', meta)}"
-    return may is not None and bool(may(code))
+    return Way.OTHER if may is not None and may(code) else Way.LINK
+
+
+def set_by_other(user: Any) -> bool:
+    """Whether somebody else is choosing the password of ``user``."""
+    return way_of(user) is Way.OTHER
 
 
 def record_password_change(user: Any) -> None:
@@ -72,15 +91,28 @@ def record_password_change(user: Any) -> None:
     Raises ``InvalidRequest`` for an unsaved user.
     """
     check_saved(user)
-    meet_demands(user, number=read_counter())
+    number = read_counter()
+    keep_age(user, Way.LINK)
+    meet_demands(user, number=number, way=Way.LINK)
 
 
-def meet_demands(user: Any, *, number: int, created: bool = False, given: bool = False) -> None:
+def keep_age(user: Any, way: Way) -> None:
+    """Demand what the age wants, if the change that is about to come does not meet it.
+
+    The age itself will be gone with that change.
+    """
+    judged = judge(user)
+    require = judged.chosen.policy.require
+    if judged.aged and require in way.value and conf.refuses_logins:
+        demand_aged(user, require)
+
+
+def meet_demands(user: Any, *, number: int, created: bool = False, way: Way = Way.OTHER) -> None:
     """``number``: the counter as it was before the new password was written.
 
-    ``given``: somebody else chose it, so it meets a demand that the user himself cannot meet
-    (``Require.DENY``), and is one that the policy may want changed at once.
+    A password that somebody else chose is one that the policy may want changed at once.
     """
+    given = way is Way.OTHER and user.has_usable_password()
     by = _actor_of_the_request(user) if given else None
 
     def write() -> None:
@@ -93,9 +125,9 @@ def meet_demands(user: Any, *, number: int, created: bool = False, given: bool =
             values |= {"renewed_at": now, "failed_changes": 0, "grace_used": 0}
             values |= {"lockouts": 0, "lockouts_since": None}
             values |= {"lockout_at": None, "lockout_address": None}
-            denied = None if given else denied_from(user)
-            if denied is not None:
-                upto = min(number, denied - 1)
+            unmet = lowest_open(user, way.value)
+            if unmet is not None:
+                upto = min(number, unmet - 1)
         records.filter(pk=user.pk).update(
             satisfied=Greatest("satisfied", upto),
             changed_at=now,

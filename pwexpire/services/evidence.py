@@ -185,7 +185,7 @@ def evaluate(users: Sequence[Any]) -> list[Evidence]:
     wanted = wanted_by(users)
     rules, records = Rules.read(), records_of(users)
     found = [
-        (user, record, *_look(rules, user, record, wanted[user.pk]))
+        (user, record, *look(rules, user, record, wanted[user.pk]))
         for user in users
         for record in [records.get(user.pk) or PasswordRecord()]
     ]
@@ -232,7 +232,7 @@ def _strictest(batches: Iterable[ExpiryBatch], policy: Policy, now: datetime) ->
     return max(found, key=lambda one: one[:2])[2] if found else None
 
 
-def _look(
+def look(
     rules: Rules, user: Any, record: PasswordRecord, wanted: Sequence[ExpiryBatch]
 ) -> tuple[Judgement, Open | None]:
     """The judgement, and the demand that is told to the user: an open one, or a warning."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from smtplib import SMTPDataError, SMTPRecipientsRefused, SMTPSenderRefused
 from typing import Any
 
 from django.conf import settings
@@ -31,10 +32,10 @@ from pwexpire.compat import mail_connection
 from pwexpire.conf import conf
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
-from pwexpire.models import ExpiryBatch, Notice, Reason
-from pwexpire.policy import Policy, decide
+from pwexpire.models import ExpiryBatch, Notice, PasswordRecord, Reason
+from pwexpire.policy import Policy
 from pwexpire.retries import in_transaction, retried
-from pwexpire.services.evidence import Rules, records_of, wanted_by, with_groups
+from pwexpire.services.evidence import Rules, look, records_of, wanted_by, with_groups
 from pwexpire.services.selection import Selection, all_users, members
 from pwexpire.services.staging import Progress
 from pwexpire.signals import password_about_to_expire
@@ -45,6 +46,7 @@ PAGE = 500
 DAY = timedelta(days=1)
 # So many mails in a row that cannot be sent: the mail server is down.
 FAILURES_MAX = 20
+OF_ONE_MAIL = (SMTPRecipientsRefused, SMTPSenderRefused, SMTPDataError)
 UNSENT_AFTER = timedelta(hours=1)
 KEPT_FOR = timedelta(days=400)
 LANGUAGE_FIELDS = ("language", "preferred_language")
@@ -55,6 +57,7 @@ class NoticeReport:
     """What a run came to. ``steps``: days of the step -> how many users were due.
 
     ``cursor``: behind which user a run that ran out of time goes on, ``""`` if it came to the end.
+    ``stopped``: the mail server is down.
     """
 
     sent: int = 0
@@ -63,6 +66,7 @@ class NoticeReport:
     failed: int = 0
     steps: Counter[str] = field(default_factory=Counter)
     cursor: str = ""
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,21 +187,13 @@ def _aging(users: list[Any]) -> Iterable[Due]:
     with_groups(users)
     rules, records, wanted = Rules.read(), records_of(users), wanted_by(users)
     for user in users:
-        record = records.get(user.pk)
-        satisfied = record.satisfied if record is not None else 0
-        held = any(one.holds and (one.number or 0) > satisfied for one in wanted[user.pk])
-        policy = rules.choose(user).policy
-        if held or not policy.warn_steps or not rules.apply(user):
+        record = records.get(user.pk) or PasswordRecord()
+        judged, _told = look(rules, user, record, wanted[user.pk])
+        policy, expires_at = judged.chosen.policy, judged.expires_at
+        if judged.held or expires_at is None or not policy.warn_steps:
             continue
-        changed_at = record.changed_at if record is not None else None
-        decision = decide(
-            policy,
-            changed_at=changed_at or rules.assumed_change(user),
-            now=rules.now,
-            second_factor=rules.excuses(user, policy),
-        )
-        if decision.expires_at is not None and decision.warn and not decision.must_change:
-            yield _warning(user, policy, decision.expires_at, decision.expires_at - rules.now)
+        if rules.now < expires_at <= rules.now + policy.warn_steps[0]:
+            yield _warning(user, policy, expires_at, expires_at - rules.now)
 
 
 def _warning(user: Any, policy: Policy, expires_at: datetime, left: timedelta) -> Due:
@@ -217,13 +213,15 @@ def _warning(user: Any, policy: Policy, expires_at: datetime, left: timedelta) -
 
 
 def _announced(batch: ExpiryBatch, users: list[Any]) -> Iterable[Due]:
+    rules = Rules.read()
     for user in users:
-        yield Due(
-            user=user,
-            key=f"batch:{batch.pk}",
-            template="expired",
-            context={"reason": batch.reason, "require": str(batch.require)},
-        )
+        if rules.apply(user):
+            yield Due(
+                user=user,
+                key=f"batch:{batch.pk}",
+                template="expired",
+                context={"reason": batch.reason, "require": str(batch.require)},
+            )
 
 
 def _unknown(due: list[Due], report: NoticeReport) -> list[Due]:
@@ -238,7 +236,6 @@ def _unknown(due: list[Due], report: NoticeReport) -> list[Due]:
 
 def _page(report: NoticeReport, due: list[Due], dry_run: bool, limit: int | None) -> bool:
     """Send these; false if it had to stop before the last one."""
-    in_a_row = 0
     with _Mailer() as mailer:
         for one in due:
             if limit is not None and report.sent >= limit:
@@ -254,11 +251,10 @@ def _page(report: NoticeReport, due: list[Due], dry_run: bool, limit: int | None
             if address and not mailer.send(one, address):
                 in_transaction(notice.delete, using=feed.using)
                 report.failed += 1
-                in_a_row += 1
-                if in_a_row == FAILURES_MAX:
+                if mailer.failures == FAILURES_MAX:
+                    report.stopped = True
                     return False
                 continue
-            in_a_row = 0
             report.sent += bool(address)
             report.without_address += not address
             _settle(notice, one)
@@ -270,13 +266,15 @@ class _Mailer:
 
     def __enter__(self) -> _Mailer:
         self.connection: Any = None
+        self.failures = 0  # of the server, in a row
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self.connection is None:
+        connection, self.connection = self.connection, None
+        if connection is None:
             return
         try:
-            self.connection.close()
+            connection.close()
         except Exception as error:  # what was sent is sent
             logger.warning("The mail server did not say goodbye: %s", type(error).__name__)
 
@@ -289,7 +287,11 @@ class _Mailer:
             self.connection.send_messages([_mail(due, address)])
         except Exception as error:  # whatever a mail backend raises; its text may have names
             logger.error("A notice to user %s was not sent: %s", due.user.pk, type(error).__name__)
+            if isinstance(error, OSError) and not isinstance(error, OF_ONE_MAIL):
+                self.failures += 1
+            self.__exit__()  # the next one begins with a connection of its own
             return False
+        self.failures = 0
         return True
 
 

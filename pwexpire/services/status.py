@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -211,12 +212,14 @@ def judge(user: Any) -> Judgement:
     used, satisfied, ended, one, all_of_us, one_end, all_end = (value or 0 for value in row[5:])
     ended = max(ended, one_end, all_end)
     applies = conf.applies_to
+    now = timezone.now()
+    again = [now + conf.reconsider] if conf.reconsider else []
     if not user.has_usable_password() or (applies is not None and not applies(user)):
-        return Judgement(ended=ended, changed_at=changed_at)
+        until = again[0].timestamp() if again else None
+        return Judgement(ended=ended, changed_at=changed_at, ages=until)
     demand = max(one, all_of_us)
     chosen_for = conf.policy
     chosen = chosen_for(user) if chosen_for is not None else NOTHING_CHOSEN
-    now = timezone.now()
     if given_at is None and (changed_at is None or assumed) and chosen.policy.change_on_first_use:
         given_at, given_new = _imported(user), True
     given = None
@@ -242,8 +245,7 @@ def judge(user: Any) -> Judgement:
         )
     expires_at = decision.expires_at
     warns = decision.must_change and chosen.policy.require == Require.WARN
-    ages = [expires_at] if expires_at and not warns else []
-    ages += [now + conf.reconsider] if conf.reconsider else []
+    ages = [expires_at, *again] if expires_at and not warns else again
     return Judgement(
         demand=demand,
         ended=ended,
@@ -330,14 +332,16 @@ def assumed_change(user: Any) -> datetime:
     return joined or read_state().created_at
 
 
-def denied_from(user: Any) -> int | None:
-    """The lowest number of the open demands that nobody but an administrator meets."""
+def lowest_open(user: Any, requires: Sequence[str]) -> int | None:
+    """The lowest number of the open demands of these kinds."""
+    if not requires:
+        return None
     satisfied = _satisfied(user)
     kept = {
         "cancelled_at__isnull": True,
         "holds": True,
         "number__gt": satisfied,
-        "require": Require.DENY,
+        "require__in": requires,
     }
     mine = ExpiryBatch.objects.using(feed.using).filter(demands__user=user.pk, **kept)
     numbers = [

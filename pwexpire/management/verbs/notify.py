@@ -71,8 +71,10 @@ def _enqueue(options: dict[str, Any], batch: ExpiryBatch | None) -> dict[str, An
 
     if framework is None:
         raise TasksUnavailable(NO_TASKS)
-    if names_somebody(options) or options["dry_run"] or options["limit"] is not None:
-        raise CommandError("--enqueue goes with no selector, no --dry-run and no --limit.")
+    if names_somebody(options) or options["limit"] is not None:
+        raise CommandError("--enqueue goes with no selector and no --limit.")
+    if options["dry_run"] or options["retry_unsent"]:
+        raise CommandError("--enqueue goes with no --dry-run and no --retry-unsent.")
     enqueue_notices(batch)
     return {"enqueued": True}
 
