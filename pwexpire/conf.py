@@ -142,7 +142,7 @@ class Conf:
     def policy_key(self) -> str | None:
         """Changes when the policy does, so that what a session knows of its age can be doubted."""
         said = [_said(self._get(name)) for name in ("POLICY", "SECOND_FACTOR", "APPLIES_TO")]
-        return "|".join(said) if any(said) else None
+        return "|".join(filter(None, said)) or None
 
     @property
     def reconsider(self) -> timedelta | None:

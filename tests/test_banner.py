@@ -86,5 +86,5 @@ def test_the_context_processor_asks_nothing_by_itself(alice, rf, django_assert_n
 def test_two_banners_ask_once(alice, rf, django_assert_max_num_queries):
     request = rf.get("/")
     request.user = alice
-    with django_assert_max_num_queries(3):
+    with django_assert_max_num_queries(4):
         TWICE.render(Context({**request_context(request)}))

@@ -205,7 +205,7 @@ def test_judgements_are_equal_in_all_that_is_read(settings, frozen):
     )
     for user in users:
         record = records.get(user.pk) or PasswordRecord()
-        judged, _ = evidence._look(rules, user, record, wanted[user.pk])
+        judged, _ = evidence.look(rules, user, record, wanted[user.pk])
         assert judged == replace(judge(user), ended=0, ages=None)
     assert {row.state for row in evidence.evaluate(users)} == set(evidence.STATES)
 

@@ -633,6 +633,7 @@ def test_the_command_explains_all_of_it(alice, bob, settings, refusing):
 def test_a_login_without_a_session(alice, rf):
     from pwexpire.receivers import on_login
 
+    on_login(type(alice), request=None, user=None)
     on_login(type(alice), request=None, user=alice)
     on_login(type(alice), request=rf.get("/"), user=alice)
     assert not PasswordRecord.objects.filter(pk=alice.pk, grace_used__gt=0).exists()
