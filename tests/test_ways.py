@@ -11,6 +11,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.tokens import default_token_generator
 from django.core.management import call_command
 from django.db import DatabaseError, connection, connections
+from django.test import Client
 from django.utils import timezone
 from django.utils.encoding import force_bytes
 from django.utils.http import urlsafe_base64_encode
@@ -413,6 +414,16 @@ def test_a_flag_by_hand_in_a_session_of_grace(server, alice, settings):
     browser = login(server, alice)
     store_session(browser, password_expired=True)
     assert is_held(browser)
+
+
+def test_a_flag_by_hand_reaches_no_other_session_of_grace(engine, alice, settings):
+    settings.PWEXPIRE_POLICY = AGED
+    ago(alice, days=91)
+    first, second = login(Client, alice), login(Client, alice)
+    store_session(first, password_expired=True)
+    assert is_held(first) and not is_held(second)
+    store_session(first, password_expired=False)
+    assert not is_held(first)
 
 
 def test_grace_is_not_taken_while_it_cannot_be_counted(server, alice, settings):

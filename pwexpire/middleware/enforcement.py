@@ -155,7 +155,7 @@ class Enforcement:
             if judged.locked:
                 return self._lock(request, case, judged)
             number: int | None = judged.demand
-            if judged.held_by_age_alone and not judged.grace:
+            if judged.held_by_age_alone and not (judged.grace or case.grace):
                 number = self._demand_aged(user, judged)
             if not case.flagged:
                 self._show_flag(request, case, number or view.counter)

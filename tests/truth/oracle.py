@@ -1,7 +1,6 @@
 """What is promised, as a function of what happened. Written from the words, not from the code.
 
-It knows a policy by its fields alone, and imports nothing of what it judges. ``known`` says what
-the package does not keep yet.
+It knows a policy by its fields alone, and imports nothing of what it judges.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
-
-from tests.truth import known
 
 MILDEST_FIRST = ["warn", "change", "reset", "deny"]
 
@@ -107,7 +104,7 @@ def log_in(facts: Facts, rules: Rules, now: datetime) -> str:
 def changed(facts: Facts, rules: Rules, now: datetime, *, by_other: bool) -> None:
     """A real change; only somebody else, an administrator, meets what is denied."""
     denied = rules.policy.require == "deny" and has_aged(facts, rules, now)
-    if denied and not known.A_LINK_MEETS_AN_AGED_DENIAL:
+    if denied:
         facts.demands.append(Wanted("deny", now))
     kept = [] if by_other else [one for one in facts.demands if one.require == "deny"]
     facts.changed, facts.demands, facts.grace_used = now, kept, 0

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.truth import known
 from tests.truth.oracle import MILDEST_FIRST, Facts, Rules, Wanted, asked, has_aged, is_given
 from tests.truth.oracle import changed as note_change
 
@@ -48,7 +47,6 @@ class Life:
     told: set[tuple[str, object]] = field(default_factory=set)
     story: list[str] = field(default_factory=list)
     passwords: int = 0
-    logged_out: bool = False
 
     # What is asked of him.
 
@@ -62,8 +60,6 @@ class Life:
 
     def is_expired(self, require: str, now: datetime, batch: int) -> bool:
         """By name: a demand that is open already, and as strict, stays; is it a new one."""
-        if require == "warn" and self.logged_out:
-            return False
         least = MILDEST_FIRST.index(require)
         if any(MILDEST_FIRST.index(one.require) >= least for one in self.facts.demands):
             return False
@@ -76,8 +72,7 @@ class Life:
             self.seats.clear()
 
     def is_freed(self) -> None:
-        if self.is_demanded() or not known.A_WARNING_STAYS:
-            self.facts.demands, self.logged_out = [], False
+        self.facts.demands = []
 
     def is_locked_out(self, now: datetime, address: str, *, expires: bool) -> bool:
         """Whether this one expires him."""
@@ -141,7 +136,6 @@ class Life:
         note_change(self.facts, self.rules(), now, by_other=by_other)
         self.past = [self.password, *self.past][:2]
         self.password, self.renewed, self.lockouts = password, now, Lockouts()
-        self.logged_out = False
         self.seats = [seat] if seat is not None else []
         if seat is not None:
             seat.by_hand = seat.grace = False
@@ -156,7 +150,7 @@ class Life:
             return None
         if rules.policy.single_factor_only and rules.second_factor:
             return None
-        if self.is_given() and not known.GIVEN_ARE_WARNED:
+        if self.is_given():
             return None
         left = self.facts.changed + rules.policy.max_age - now
         begun = [step for step in steps if step >= left]

@@ -29,7 +29,6 @@ from pwexpire.services.selection import Selection, all_users
 from pwexpire.services.status import read_state
 from tests.factories import AdminFactory
 from tests.support import change_password, store_session
-from tests.truth import known
 from tests.truth.oracle import Facts, Rules, Wanted, has_aged
 from tests.truth.people import follow_link, look
 from tests.year.life import APART, Life, Seat
@@ -165,8 +164,7 @@ class Site:
         new = []
         for user in model.objects.filter(username__in=names):
             facts = Facts(changed=came) if before else Facts(came, joined, given_new=True)
-            if known.IMPORTED_ARE_UNDER_ALL:
-                facts.demands += self.of_all
+            facts.demands += self.of_all  # as the README says of those who are imported
             new.append(self._lives(user, facts, START))
         return new
 
@@ -415,7 +413,6 @@ class Site:
         self.note(life, "is logged out everywhere")
         services.end_sessions(life.user)
         life.seats.clear()
-        life.logged_out = known.LOGGED_OUT_ARE_NOT_WARNED
 
     def notify(self) -> None:
         """The mails of the day, and none when it is run once more.
