@@ -97,7 +97,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "asvs-5": Preset(
         source="OWASP ASVS 5.0",
-        read="read in its public repository",
+        read="read in its public repository, in a text of about the release",
         policy=Policy(
             name="asvs-5",
             change_on_first_use=True,
