@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FunctionType
 from typing import Any
 
 from django.apps import apps
@@ -22,7 +21,7 @@ RECONSIDER = timedelta(hours=1)
 @dataclass(frozen=True)
 class Setting:
     default: Any
-    types: tuple[type, ...]
+    types: tuple[Any, ...]
     wants: str
 
     def accepts(self, value: object) -> bool:
@@ -36,11 +35,11 @@ class Setting:
 
 
 NoneType = type(None)
-PREDICATE = (NoneType, str, FunctionType)
+PREDICATE: tuple[Any, ...] = (NoneType, str, Callable)
 SETTINGS: dict[str, Setting] = {
     "POLICY": Setting(
         None,
-        (NoneType, Policy, str, dict, FunctionType),
+        (NoneType, Policy, str, dict, Callable),
         "a Policy, the name of a preset, a dict of those, or a callable (or the path to one)",
     ),
     "SECOND_FACTOR": Setting(None, PREDICATE, "a callable that takes a user, or the path to one"),
@@ -96,7 +95,8 @@ def _said(value: Any) -> str:
         return "" if found.is_default else found.key
     if found is None or isinstance(found, str):
         return found or ""
-    return f"{found.__module__}.{found.__qualname__}"
+    named = found if hasattr(found, "__qualname__") else type(found)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _named_or_none(value: Any) -> Any:

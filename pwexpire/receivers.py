@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
 from pwexpire.retries import retried, savepoint
 from pwexpire.services.attempts import after_login
-from pwexpire.services.changes import keep_age, meet_demands, testify, way_of, witness
+from pwexpire.services.changes import Way, keep_age, meet_demands, testify, way_of, witness
 from pwexpire.services.history import keep_old, length_kept, locked_hash, stored_hash
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.stamps import (
@@ -43,10 +43,11 @@ _SAVE = "_save_table"
 
 @dataclass(frozen=True)
 class Pending:
-    """A new password that is about to be written: the counter before, and whether it is new."""
+    """A new password that is about to be written: the counter before, by whom, and is it new."""
 
     counter: int
     real: bool
+    way: Way
 
 
 def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
@@ -149,15 +150,15 @@ def before_user_saved(
 
 
 def _look_at_change(user: Any) -> Pending:
-    counter = read_counter()
+    counter, way = read_counter(), way_of(user)
     keeps = length_kept(user) > 0
     if not (keeps or _held_here() or conf.policy is not None or judge(user).demand):
-        return Pending(counter, True)
-    keep_age(user, way_of(user))
+        return Pending(counter, True, way)
+    keep_age(user, way)
     old = stored_hash(user)
     if keeps:
         user.__dict__[_SAVE] = partial(_save_and_keep, user, old)
-    return Pending(counter, not check_password(user._password, old))
+    return Pending(counter, not check_password(user._password, old), way)
 
 
 def _look_at_end(user: Any) -> None:
@@ -178,7 +179,7 @@ def _save_and_keep(user: Any, seen: str, *args: Any, **kwargs: Any) -> Any:
         old = locked_hash(user)
         pending: Pending | None = user.__dict__.get(_PENDING)
         if pending is not None and old != seen:
-            pending = Pending(pending.counter, not check_password(user._password, old))
+            pending = replace(pending, real=not check_password(user._password, old))
             user.__dict__[_PENDING] = pending
         saved = user._save_table(*args, **kwargs)
         if pending is None or pending.real:
@@ -225,12 +226,12 @@ def after_user_saved(
     try:
         with savepoint(using=feed.using):
             if created:
-                way = way_of(instance)
-                meet_demands(instance, number=read_counter(), created=True, way=way)
+                number, way = read_counter(), way_of(instance)
+                meet_demands(instance, number=number, created=True, way=way)
             elif pending is not None:
                 testify(instance, real=pending.real)
                 if pending.real:
-                    meet_demands(instance, number=pending.counter, way=way_of(instance))
+                    meet_demands(instance, number=pending.counter, way=pending.way)
     except DatabaseFault as error:
         logger.error("A password change could not be recorded: %s", error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -16,7 +17,7 @@ from django.utils import timezone
 from django.utils.encoding import force_bytes
 from django.utils.http import urlsafe_base64_encode
 
-from pwexpire import services
+from pwexpire import checks, services
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.models import ExpiryBatch, PasswordRecord
 from pwexpire.policy import Policy
@@ -656,8 +657,10 @@ def test_callables_have_a_name_in_every_process(settings):
     def of(user):
         return Policy()
 
-    settings.PWEXPIRE_POLICY = of
-    assert conf.policy_key is not None and "0x" not in conf.policy_key
+    for given in (of, partial(of)):
+        settings.PWEXPIRE_POLICY = given
+        assert conf.policy_key is not None and "0x" not in conf.policy_key
+        assert checks.check_settings(None) == []
     assert conf.rules is None and conf.policies == ()
 
 

@@ -87,7 +87,8 @@ def set_by_other(user: Any) -> bool:
 def record_password_change(user: Any) -> None:
     """Say that ``user`` has a new password, where Django cannot see it (``QuerySet.update``, LDAP).
 
-    Every demand up to now is met by it. Inside a transaction it counts from the commit.
+    Every demand up to now is met by it but ``Require.DENY``, which an administrator has to meet or
+    ``cancel_expiry`` lifts. Inside a transaction it counts from the commit.
     Raises ``InvalidRequest`` for an unsaved user.
     """
     check_saved(user)
@@ -101,9 +102,11 @@ def keep_age(user: Any, way: Way) -> None:
 
     The age itself will be gone with that change.
     """
+    if conf.policy is None or not way.value or not conf.refuses_logins:
+        return
     judged = judge(user)
     require = judged.chosen.policy.require
-    if judged.aged and require in way.value and conf.refuses_logins:
+    if judged.aged and require in way.value:
         demand_aged(user, require)
 
 
