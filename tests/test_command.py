@@ -272,6 +272,11 @@ def test_check_proves_it_and_creates_nothing(alice):
     assert count() == before
 
 
+def test_check_complains_of_no_view(alice, caplog):
+    """The change page asks the record of its user, and finds that he does not exist."""
+    assert "held" in str(ask("check")) and not caplog.records
+
+
 @pytest.mark.parametrize("way", ["middleware", "enforce"])
 def test_check_fails_where_nothing_is_held(settings, way):
     settings.ALLOWED_HOSTS = ["example.com"]
