@@ -22,7 +22,8 @@ from pwexpire.models import ExpiryBatch, Reason
 from pwexpire.retries import retried, savepoint
 from pwexpire.services.attempts import can_be_expired
 from pwexpire.services.batches import expire_passwords
-from pwexpire.services.status import Judgement, judge
+from pwexpire.services.judging import Judgement
+from pwexpire.services.status import judge
 
 logger = logging.getLogger("pwexpire")
 BREACHED = "password_breached"

@@ -27,13 +27,14 @@ from pwexpire.services.attempts import after_login
 from pwexpire.services.changes import Way, keep_age, meet_demands, testify, way_of, witness
 from pwexpire.services.history import keep_old, length_kept, locked_hash, stored_hash
 from pwexpire.services.index import forget_session, index_session, uses_index
+from pwexpire.services.judging import Judgement
 from pwexpire.services.stamps import (
     clear_numbered_flag,
     set_flag,
     stamp_session,
     stamp_unjudged,
 )
-from pwexpire.services.status import Judgement, judge, judge_now, read_counter, take_grace
+from pwexpire.services.status import judge, judge_now, read_counter, take_grace
 from pwexpire.sessionstore.registry import get_adapter
 
 logger = logging.getLogger("pwexpire")

@@ -373,7 +373,7 @@ def test_durations(old_site, clock, text):
 
 
 def test_a_user_model_without_a_day_of_joining(old_site, clock, alice, monkeypatch):
-    rules = evidence.Rules.read()
+    rules = evidence.read_rules()
     alice.date_joined = None
     terms = Terms(spread=SPREAD, joined=True)
     aging = backfill.age_out(rules, alice, None, terms)

@@ -200,13 +200,13 @@ def test_judgements_are_equal_in_all_that_is_read(settings, frozen):
     settings.PWEXPIRE_POLICY = STRICT
     wanted, rules, records = (
         evidence.wanted_by(users),
-        evidence.Rules.read(),
+        evidence.read_rules(),
         evidence.records_of(users),
     )
     for user in users:
         record = records.get(user.pk) or PasswordRecord()
         judged, _ = evidence.look(rules, user, record, wanted[user.pk])
-        assert judged == replace(judge(user), ended=0, ages=None)
+        assert judged == replace(judge(user), ended=0)
     assert {row.state for row in evidence.evaluate(users)} == set(evidence.STATES)
 
 

@@ -35,7 +35,8 @@ from pwexpire.responses import (
 from pwexpire.retries import retried
 from pwexpire.services.batches import demand_aged
 from pwexpire.services.changes import witness
-from pwexpire.services.status import Judgement, count_would_hold, judge
+from pwexpire.services.judging import Judgement
+from pwexpire.services.status import count_would_hold, judge
 from pwexpire.sessionstore.base import drop_in_memory, peek, set_in_memory
 from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.signals import expiry_enforced

@@ -21,8 +21,10 @@ from django.utils import timezone
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction, retried
-from pwexpire.services.evidence import Rules, pages, records_of, with_groups
+from pwexpire.services.evidence import pages, records_of, with_groups
+from pwexpire.services.judging import Rules
 from pwexpire.services.selection import Selection, key_text
+from pwexpire.services.status import read_rules
 
 # Users of one transaction.
 PAGE = 500
@@ -67,7 +69,7 @@ def backfill(selection: Selection, terms: Terms) -> dict[str, int]:
 
 def _write_page(users: Any, terms: Terms) -> Counter[str]:
     page = with_groups(list(users.order_by("pk")))
-    rules, records = Rules.read(), records_of(page)
+    rules, records = read_rules(), records_of(page)
     counts = Counter(users=len(page))
     known: dict[Any, datetime] = {}
     new: list[PasswordRecord] = []
@@ -171,7 +173,7 @@ def _forecast_page(
     users: Sequence[Any], terms: Terms
 ) -> tuple[Counter[date | None], Counter[date | None]]:
     users = with_groups(users)
-    rules, records = Rules.read(), records_of(users)
+    rules, records = read_rules(), records_of(users)
     found = [age_out(rules, user, records.get(user.pk), terms) for user in users]
     agings = [aging for aging in found if aging is not None]
     return (

@@ -1,14 +1,12 @@
 """What is known of every password, for those who have to prove it: a page of users at a time.
 
-The rules are those of ``services.status.judge``, which reads one user where writes go; here what
-they need is read for all users of a page at once.
+What the rules need is read for all users of a page at once; they are those of one user.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,21 +16,16 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Count, prefetch_related_objects
 from django.utils import timezone
 
-from pwexpire.conf import PolicyFor, Predicate, conf
-from pwexpire.constants import REQUIRE_ORDER
+from pwexpire.conf import conf
 from pwexpire.feed import feed
-from pwexpire.models import Exclusion, ExpiryBatch, PasswordRecord, Reason, Require
-from pwexpire.policy import Chosen, Decision, Policy, decide
+from pwexpire.models import Exclusion, ExpiryBatch, PasswordRecord, Require
 from pwexpire.retries import retried
+from pwexpire.services.judging import Judgement, Open, Rules, cause, pick, weigh
 from pwexpire.services.selection import Selection, all_users
 from pwexpire.services.status import (
-    NOTHING_CHOSEN,
-    Given,
-    Judgement,
-    Open,
     active_batches,
     active_demands,
-    read_state,
+    read_rules,
     usable_password,
 )
 
@@ -98,50 +91,6 @@ class BatchEvidence(NamedTuple):
     open_demands: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """The settings and the time, read once for many users."""
-
-    now: datetime
-    came: datetime
-    chosen_for: PolicyFor | None
-    applies_to: Predicate | None
-    second_factor: Predicate | None
-    assume_joined: bool
-
-    @classmethod
-    def read(cls) -> Rules:
-        return cls(
-            now=timezone.now(),
-            came=read_state().created_at,
-            chosen_for=conf.policy,
-            applies_to=conf.applies_to,
-            second_factor=conf.second_factor,
-            assume_joined=conf.assume_joined,
-        )
-
-    def apply(self, user: Any) -> bool:
-        if not user.has_usable_password():
-            return False
-        return self.applies_to is None or bool(self.applies_to(user))
-
-    def choose(self, user: Any) -> Chosen:
-        return NOTHING_CHOSEN if self.chosen_for is None else self.chosen_for(user)
-
-    def excuses(self, user: Any, policy: Policy) -> bool:
-        """Whether there is a second factor beside a password that ages by itself only."""
-        asks = policy.single_factor_only and self.second_factor is not None
-        return asks and bool(self.second_factor(user))  # type: ignore[misc]
-
-    def assumed_change(self, user: Any) -> datetime:
-        joined: datetime | None = getattr(user, "date_joined", None) if self.assume_joined else None
-        return joined or self.came
-
-    def imported(self, user: Any) -> datetime | None:
-        joined: datetime | None = getattr(user, "date_joined", None)
-        return joined if joined is not None and joined > self.came else None
-
-
 def pages(selection: Selection, size: int = PAGE) -> Iterator[list[Any]]:
     """The selected users in the order of their keys."""
     after = ""
@@ -183,13 +132,13 @@ def evaluate(users: Sequence[Any]) -> list[Evidence]:
     """
     users = with_groups(users)
     wanted = wanted_by(users)
-    rules, records = Rules.read(), records_of(users)
+    rules, records = read_rules(), records_of(users)
     found = [
         (user, record, *look(rules, user, record, wanted[user.pk]))
         for user in users
         for record in [records.get(user.pk) or PasswordRecord()]
     ]
-    names = usernames(_actor(judged, told) for *_, judged, told in found)
+    names = usernames(cause(judged, told).by for *_, judged, told in found)
     return [_row(rules, *one, names) for one in found]
 
 
@@ -212,85 +161,24 @@ def wanted_by(users: Sequence[Any]) -> dict[Any, list[ExpiryBatch]]:
     return found
 
 
-def _strictest(batches: Iterable[ExpiryBatch], policy: Policy, now: datetime) -> Open | None:
-    found: list[tuple[int, int, Open]] = []
-    for batch in batches:
-        require, since = str(batch.require), batch.activated_at
-        assert since is not None and batch.number is not None
-        temporary = batch.reason == Reason.FIRST_USE and require == Require.CHANGE
-        if temporary and policy.temporary_for and now >= since + policy.temporary_for:
-            require = Require.RESET.value
-        one = Open(
-            require=require,
-            reason=batch.reason,
-            since=since,
-            note=batch.note,
-            batch=batch.pk,
-            actor=batch.actor_id,
-        )
-        found.append((REQUIRE_ORDER.index(require), batch.number, one))
-    return max(found, key=lambda one: one[:2])[2] if found else None
-
-
 def look(
     rules: Rules, user: Any, record: PasswordRecord, wanted: Sequence[ExpiryBatch]
 ) -> tuple[Judgement, Open | None]:
     """The judgement, and the demand that is told to the user: an open one, or a warning."""
     unmet = [batch for batch in wanted if (batch.number or 0) > record.satisfied]
-    judged = _judge(rules, user, record, [batch for batch in unmet if batch.holds])
-    told = judged.opened
-    if told is None and not judged.held and user.has_usable_password():
-        warnings = [one for one in unmet if not one.holds and one.require == Require.WARN]
-        told = _strictest(warnings, judged.chosen.policy, rules.now)
-    return judged, told
-
-
-def _judge(
-    rules: Rules, user: Any, record: PasswordRecord, open_batches: Sequence[ExpiryBatch]
-) -> Judgement:
-    changed_at = record.changed_at
-    if not rules.apply(user):
-        return Judgement(changed_at=changed_at)
-    chosen = rules.choose(user)
-    policy = chosen.policy
-    decision = Decision(must_change=False, expires_at=None, warn=False)
-    if policy.max_age is not None:
-        decision = decide(
-            policy,
-            changed_at=changed_at or rules.assumed_change(user),
-            now=rules.now,
-            second_factor=rules.excuses(user, policy),
-        )
-    warns = decision.must_change and policy.require == Require.WARN
-    return Judgement(
-        demand=max((batch.number or 0 for batch in open_batches), default=0),
-        aged=decision.must_change,
-        expires_at=decision.expires_at,
-        warn=decision.warn or warns,
-        changed_at=changed_at,
-        opened=_strictest(open_batches, policy, rules.now),
-        chosen=chosen,
-        grace=max(0, policy.grace_logins - record.grace_used),
-        given=_given(rules, user, record, policy),
+    holding = [batch for batch in unmet if batch.holds]
+    judged = weigh(
+        rules,
+        user,
+        record,
+        demand=max((batch.number or 0 for batch in holding), default=0),
+        find_open=lambda policy: pick(holding, policy, rules.now),
     )
-
-
-def _given(rules: Rules, user: Any, record: PasswordRecord, policy: Policy) -> Given | None:
-    since, new = record.given_at, record.given_new
-    unseen = record.changed_at is None or record.assumed
-    if since is None and unseen and policy.change_on_first_use:
-        since, new = rules.imported(user), True
-    if since is None or not policy.wants_own(new=new):
-        return None
-    dead = policy.temporary_for is not None and rules.now >= since + policy.temporary_for
-    require = Require.RESET if dead else Require.CHANGE
-    return Given(since=since, by=record.given_by_id, require=require.value)
-
-
-def _actor(judged: Judgement, told: Open | None) -> Any:
-    if told is not None:
-        return told.actor
-    return judged.given.by if judged.given is not None else None
+    told = judged.opened
+    if told is None and judged.applies and not judged.held:
+        warnings = [one for one in unmet if not one.holds and one.require == Require.WARN]
+        told = pick(warnings, judged.chosen.policy, rules.now)
+    return judged, told
 
 
 def usernames(pks: Iterable[Any]) -> dict[Any, str]:
@@ -302,22 +190,14 @@ def usernames(pks: Iterable[Any]) -> dict[Any, str]:
     return dict(all_users().filter(pk__in=wanted).values_list("pk", name))
 
 
-def _state(applies: bool, judged: Judgement, told: Open | None) -> str:
-    if not applies:
+def _state(judged: Judgement, told: Open | None) -> str:
+    if not judged.applies:
         return "not_applicable"
     if judged.held_by_age_alone and judged.grace:
         return "grace"
     if judged.held:
         return "locked" if judged.locked else "expired"
     return "warned" if judged.warn or told is not None else "ok"
-
-
-def _reason(judged: Judgement, told: Open | None) -> tuple[str | None, datetime | None]:
-    if told is not None:
-        return told.reason, told.since
-    if judged.given is not None:
-        return Reason.FIRST_USE.value, judged.given.since
-    return (Reason.AGE.value, judged.expires_at) if judged.aged else (None, None)
 
 
 def _row(
@@ -328,8 +208,7 @@ def _row(
     told: Open | None,
     names: dict[Any, str],
 ) -> Evidence:
-    applies = rules.apply(user)
-    reason, since = _reason(judged, told)
+    why = cause(judged, told)
     seen = record.changed_at is not None and not record.assumed
     counted = record.changed_at or rules.assumed_change(user)
     return Evidence(
@@ -338,15 +217,15 @@ def _row(
         is_active=bool(getattr(user, "is_active", True)),
         password_enabled=bool(user.has_usable_password()),
         password_last_changed=record.changed_at if seen else None,
-        password_last_changed_assumed=None if seen or not applies else counted,
+        password_last_changed_assumed=None if seen or not judged.applies else counted,
         password_next_rotation=judged.expires_at,
         policy=judged.chosen.policy.name,
         rule=judged.chosen.rule,
-        state=_state(applies, judged, told),
+        state=_state(judged, told),
         require=judged.require or (None if told is None else told.require),
-        reason=reason,
-        since=since,
-        by=names.get(_actor(judged, told)),
+        reason=why.reason,
+        since=why.since,
+        by=names.get(why.by),
         batch=None if told is None else told.batch,
         grace_logins_used=record.grace_used,
         grace_logins_left=judged.grace,

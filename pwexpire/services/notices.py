@@ -35,9 +35,10 @@ from pwexpire.feed import feed
 from pwexpire.models import ExpiryBatch, Notice, PasswordRecord, Reason
 from pwexpire.policy import Policy
 from pwexpire.retries import in_transaction, retried
-from pwexpire.services.evidence import Rules, look, records_of, wanted_by, with_groups
+from pwexpire.services.evidence import look, records_of, wanted_by, with_groups
 from pwexpire.services.selection import Selection, all_users, members
 from pwexpire.services.staging import Progress
+from pwexpire.services.status import read_rules
 from pwexpire.signals import password_about_to_expire
 
 logger = logging.getLogger("pwexpire")
@@ -185,7 +186,7 @@ def _run(
 
 def _aging(users: list[Any]) -> Iterable[Due]:
     with_groups(users)
-    rules, records, wanted = Rules.read(), records_of(users), wanted_by(users)
+    rules, records, wanted = read_rules(), records_of(users), wanted_by(users)
     for user in users:
         record = records.get(user.pk) or PasswordRecord()
         judged, _told = look(rules, user, record, wanted[user.pk])
@@ -213,7 +214,7 @@ def _warning(user: Any, policy: Policy, expires_at: datetime, left: timedelta) -
 
 
 def _announced(batch: ExpiryBatch, users: list[Any]) -> Iterable[Due]:
-    rules = Rules.read()
+    rules = read_rules()
     for user in users:
         if rules.apply(user):
             yield Due(

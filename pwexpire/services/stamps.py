@@ -6,7 +6,7 @@ from django.contrib.sessions.backends.base import SessionBase
 
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
-from pwexpire.services.status import Judgement
+from pwexpire.services.judging import Judgement
 
 
 def stamp_session(

@@ -23,14 +23,12 @@ from pwexpire.models import (
     Exclusion,
     ExpiryBatch,
     PasswordRecord,
-    Reason,
     Require,
     SessionAction,
 )
-from pwexpire.policy import Chosen, Decision, Policy, decide
+from pwexpire.policy import Policy
 from pwexpire.retries import retried
-
-NOTHING_CHOSEN = Chosen(Policy())
+from pwexpire.services.judging import Judgement, Open, Rules, cause, pick, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,70 +53,6 @@ class PasswordStatus:
     rule: str
     batch: int | None = None
     actor: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Open:
-    """The strictest of the demands that are open against a user."""
-
-    require: str
-    reason: str
-    since: datetime
-    note: str
-    batch: int
-    actor: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """A password that somebody else chose: since when, by whom, and how it has to go."""
-
-    since: datetime
-    by: Any
-    require: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """``demand``: number of the open demand, 0 if none. ``ended``: older stamps are flushed.
-
-    ``ages``: until when that counts as it is, by the clock. ``grace``: logins that are left.
-    ``given``: the password is one that somebody else chose, and has to go.
-    """
-
-    demand: int = 0
-    ended: int = 0
-    aged: bool = False
-    ages: float | None = None
-    expires_at: datetime | None = None
-    warn: bool = False
-    changed_at: datetime | None = None
-    opened: Open | None = None
-    chosen: Chosen = NOTHING_CHOSEN
-    grace: int = 0
-    given: Given | None = None
-
-    @property
-    def held(self) -> bool:
-        ages = self.aged and self.chosen.policy.require != Require.WARN
-        return bool(self.demand or self.given or ages)
-
-    @property
-    def held_by_age_alone(self) -> bool:
-        return self.held and not self.demand and self.given is None
-
-    @property
-    def require(self) -> str | None:
-        """The strictest of what is demanded; ``None`` if nothing is."""
-        asked = [self.opened.require] if self.opened else []
-        asked += [self.given.require] if self.given else []
-        asked += [self.chosen.policy.require] if self.aged else []
-        return max(asked, key=REQUIRE_ORDER.index, default=None)
-
-    @property
-    def locked(self) -> bool:
-        """The old password is worth nothing."""
-        return self.require in (Require.RESET, Require.DENY)
 
 
 def check_saved(user: Any) -> None:
@@ -180,8 +114,23 @@ def usable_password() -> Q:
     return ~Q(password__startswith=UNUSABLE_PASSWORD_PREFIX)
 
 
+RECORDED = ("changed_at", "assumed", "given_at", "given_new", "given_by_id", "grace_used")
+
+
+def read_rules() -> Rules:
+    return Rules(
+        now=timezone.now(),
+        read_came=lambda: read_state().created_at,
+        chosen_for=conf.policy,
+        applies_to=conf.applies_to,
+        second_factor=conf.second_factor,
+        assume_joined=conf.assume_joined,
+        reconsider=conf.reconsider,
+    )
+
+
 def judge(user: Any) -> Judgement:
-    """One query; one more if something is demanded, or for the day pwexpire came."""
+    """One query; more if something is demanded, or for the day pwexpire came."""
     mine = active_demands(user=OuterRef("pk")).order_by("-batch__number").values("batch__number")
     everyone = _on_everyone(OuterRef(OuterRef("pk"))).order_by("-number").values("number")
     ending = SessionAction.END
@@ -190,12 +139,7 @@ def judge(user: Any) -> Judgement:
         ._base_manager.using(feed.using)
         .filter(pk=user.pk)
         .values_list(
-            "pwexpire_record__changed_at",
-            "pwexpire_record__assumed",
-            "pwexpire_record__given_at",
-            "pwexpire_record__given_new",
-            "pwexpire_record__given_by",
-            "pwexpire_record__grace_used",
+            *[f"pwexpire_record__{name}" for name in RECORDED],
             "pwexpire_record__satisfied",
             "pwexpire_record__ended",
             Subquery(mine.filter(batch__holds=True)[:1]),
@@ -207,67 +151,20 @@ def judge(user: Any) -> Judgement:
     )
     if row is None:
         return Judgement()
-    changed_at: datetime | None = row[0]
-    assumed, given_at, given_new, given_by = row[1:5]
-    used, satisfied, ended, one, all_of_us, one_end, all_end = (value or 0 for value in row[5:])
-    ended = max(ended, one_end, all_end)
-    applies = conf.applies_to
-    now = timezone.now()
-    again = [now + conf.reconsider] if conf.reconsider else []
-    if not user.has_usable_password() or (applies is not None and not applies(user)):
-        until = again[0].timestamp() if again else None
-        return Judgement(ended=ended, changed_at=changed_at, ages=until)
-    demand = max(one, all_of_us)
-    chosen_for = conf.policy
-    chosen = chosen_for(user) if chosen_for is not None else NOTHING_CHOSEN
-    if given_at is None and (changed_at is None or assumed) and chosen.policy.change_on_first_use:
-        given_at, given_new = _imported(user), True
-    given = None
-    if given_at is not None and chosen.policy.wants_own(new=given_new):
-        lifetime = chosen.policy.temporary_for
-        dead = lifetime is not None and now >= given_at + lifetime
-        wanted = Require.RESET if dead else Require.CHANGE
-        given = Given(since=given_at, by=given_by, require=wanted.value)
-    opened = None
-    if demand > satisfied:
-        opened = strictest(user, satisfied, chosen.policy, now)
-    else:
-        demand = 0
-    if chosen.policy.max_age is None:
-        decision = Decision(must_change=False, expires_at=None, warn=False)
-    else:
-        second = conf.second_factor if chosen.policy.single_factor_only else None
-        decision = decide(
-            chosen.policy,
-            changed_at=changed_at or assumed_change(user),
-            now=now,
-            second_factor=second is not None and second(user),
-        )
-    expires_at = decision.expires_at
-    warns = decision.must_change and chosen.policy.require == Require.WARN
-    ages = [expires_at, *again] if expires_at and not warns else again
-    return Judgement(
-        demand=demand,
-        ended=ended,
-        aged=decision.must_change,
-        ages=min(ages).timestamp() if ages else None,
-        expires_at=expires_at,
-        warn=decision.warn or warns,
-        changed_at=changed_at,
-        given=given,
-        opened=opened,
-        chosen=chosen,
-        grace=max(0, chosen.policy.grace_logins - used),
+    known = zip(RECORDED, row, strict=False)
+    record = PasswordRecord(**{name: value for name, value in known if value is not None})
+    satisfied, ended, one, all_of_us, one_end, all_end = (
+        value or 0 for value in row[len(RECORDED) :]
     )
-
-
-def _imported(user: Any) -> datetime | None:
-    """Since when a user is there whom Django did not see coming (``bulk_create``); else ``None``.
-
-    Whoever is saved after pwexpire came has a record with a change in it.
-    """
-    joined: datetime | None = getattr(user, "date_joined", None)
-    return joined if joined is not None and joined > read_state().created_at else None
+    demand, rules = max(one, all_of_us), read_rules()
+    return weigh(
+        rules,
+        user,
+        record,
+        demand=demand if demand > satisfied else 0,
+        find_open=lambda policy: _strictest(user, satisfied, policy, rules.now),
+        ended=max(ended, one_end, all_end),
+    )
 
 
 def _on_everyone(user: Any) -> QuerySet[ExpiryBatch]:
@@ -278,14 +175,10 @@ def _on_everyone(user: Any) -> QuerySet[ExpiryBatch]:
     )
 
 
-def strictest(
+def _strictest(
     user: Any, satisfied: int, policy: Policy, now: datetime, *, holds: bool = True
 ) -> Open | None:
-    """What the strictest open demand wants; the newest of several.
-
-    A password that was given by somebody else is worth nothing after ``Policy.temporary_for``.
-    """
-    fields = ("require", "number", "reason", "activated_at", "note", "pk", "actor_id")
+    """Of the open demands on this user; without ``holds`` of the warnings."""
     kept: dict[str, Any] = {
         "cancelled_at__isnull": True,
         "holds": holds,
@@ -294,14 +187,7 @@ def strictest(
     if not holds:
         kept["require"] = Require.WARN
     mine = ExpiryBatch.objects.using(feed.using).filter(demands__user=user.pk, **kept)
-    rows = [*mine.values_list(*fields), *_on_everyone(user.pk).filter(**kept).values_list(*fields)]
-    found: list[tuple[int, int, Open]] = []
-    for require, number, reason, since, note, batch, actor in rows:
-        if reason == Reason.FIRST_USE and policy.temporary_for and require == Require.CHANGE:
-            require = Require.RESET if now >= since + policy.temporary_for else require
-        one = Open(require=require, reason=reason, since=since, note=note, batch=batch, actor=actor)
-        found.append((REQUIRE_ORDER.index(require), number, one))
-    return max(found, key=lambda one: one[:2])[2] if found else None
+    return pick([*mine, *_on_everyone(user.pk).filter(**kept)], policy, now)
 
 
 def judge_now(user: Any) -> tuple[int, Judgement]:
@@ -324,12 +210,6 @@ def count_would_hold(pk: Any) -> None:
     mine = records.filter(pk=record.pk)
     count = partial(mine.update, would_hold=F("would_hold") + 1, would_hold_at=timezone.now())
     retried(count, using=feed.using)
-
-
-def assumed_change(user: Any) -> datetime:
-    """A password whose last change nobody saw counts from the day pwexpire came, or he joined."""
-    joined: datetime | None = getattr(user, "date_joined", None) if conf.assume_joined else None
-    return joined or read_state().created_at
 
 
 def lowest_open(user: Any, requires: Sequence[str]) -> int | None:
@@ -381,33 +261,26 @@ def password_status(user: Any) -> PasswordStatus:
     """
     check_saved(user)
     judged = judge(user)
-    opened, aged = judged.opened, judged.aged
-    warned = None
-    if opened is None and not judged.held and user.has_usable_password():
-        satisfied = _satisfied(user)
-        warned = strictest(user, satisfied, judged.chosen.policy, timezone.now(), holds=False)
-    told = opened or warned
-    reason = since = None
-    if told is not None:
-        reason, since = told.reason, told.since
-    elif judged.given is not None:
-        reason, since = Reason.FIRST_USE.value, judged.given.since
-    elif aged:
-        reason, since = Reason.AGE.value, judged.expires_at
+    told = judged.opened
+    if told is None and judged.applies and not judged.held:
+        policy, now = judged.chosen.policy, timezone.now()
+        told = _strictest(user, _satisfied(user), policy, now, holds=False)
+    why = cause(judged, told)
+    warned = told is not None and not judged.held
     return PasswordStatus(
         must_change=judged.held,
         require=judged.require or (Require.WARN.value if warned else None),
-        reason=reason,
-        since=since,
+        reason=why.reason,
+        since=why.since,
         expires_at=judged.expires_at,
-        warn=(judged.warn or warned is not None) and not judged.held,
+        warn=(judged.warn or warned) and not judged.held,
         changed_at=judged.changed_at,
         note=told.note if told is not None else "",
-        grace_logins=judged.grace if aged else None,
+        grace_logins=judged.grace if judged.aged else None,
         policy=judged.chosen.policy,
         rule=judged.chosen.rule,
         batch=told.batch if told is not None else None,
-        actor=told.actor if told is not None else judged.given and judged.given.by,
+        actor=why.by,
     )
 
 

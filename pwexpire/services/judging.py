@@ -1,0 +1,238 @@
+"""What the rules say of one password. Pure but for what callables of the site ask.
+
+``services.status`` reads the facts of one user where writes go, ``services.evidence`` those of a
+page of users; both are weighed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from pwexpire.conf import PolicyFor, Predicate
+from pwexpire.constants import REQUIRE_ORDER
+from pwexpire.models import ExpiryBatch, PasswordRecord, Reason, Require
+from pwexpire.policy import Chosen, Decision, Policy, decide
+
+NOTHING_CHOSEN = Chosen(Policy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Open:
+    """The strictest of the demands that are open against a user."""
+
+    require: str
+    reason: str
+    since: datetime
+    note: str
+    batch: int
+    actor: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A password that somebody else chose: since when, by whom, and how it has to go."""
+
+    since: datetime
+    by: Any
+    require: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """``demand``: number of the open demand, 0 if none. ``ended``: older stamps are flushed.
+
+    ``ages``: until when that counts as it is, by the clock. ``grace``: logins that are left.
+    ``given``: the password is one that somebody else chose, and has to go. ``applies``: whether
+    anything can be demanded of this user at all.
+    """
+
+    applies: bool = True
+    demand: int = 0
+    ended: int = 0
+    aged: bool = False
+    ages: float | None = None
+    expires_at: datetime | None = None
+    warn: bool = False
+    changed_at: datetime | None = None
+    opened: Open | None = None
+    chosen: Chosen = NOTHING_CHOSEN
+    grace: int = 0
+    given: Given | None = None
+
+    @property
+    def held(self) -> bool:
+        ages = self.aged and self.chosen.policy.require != Require.WARN
+        return bool(self.demand or self.given or ages)
+
+    @property
+    def held_by_age_alone(self) -> bool:
+        return self.held and not self.demand and self.given is None
+
+    @property
+    def require(self) -> str | None:
+        """The strictest of what is demanded; ``None`` if nothing is."""
+        asked = [self.opened.require] if self.opened else []
+        asked += [self.given.require] if self.given else []
+        asked += [self.chosen.policy.require] if self.aged else []
+        return max(asked, key=REQUIRE_ORDER.index, default=None)
+
+    @property
+    def locked(self) -> bool:
+        """The old password is worth nothing."""
+        return self.require in (Require.RESET, Require.DENY)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why, since when, and by whom (a primary key) something is demanded or warned of."""
+
+    reason: str | None = None
+    since: datetime | None = None
+    by: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The settings and the time, read once for one user or for many."""
+
+    now: datetime
+    read_came: Callable[[], datetime]
+    chosen_for: PolicyFor | None
+    applies_to: Predicate | None
+    second_factor: Predicate | None
+    assume_joined: bool
+    reconsider: timedelta | None
+
+    @cached_property
+    def came(self) -> datetime:
+        """The day on which pwexpire came; asked for where it matters only."""
+        return self.read_came()
+
+    def apply(self, user: Any) -> bool:
+        if not user.has_usable_password():
+            return False
+        return self.applies_to is None or bool(self.applies_to(user))
+
+    def choose(self, user: Any) -> Chosen:
+        return NOTHING_CHOSEN if self.chosen_for is None else self.chosen_for(user)
+
+    def decide(self, user: Any, policy: Policy, changed_at: datetime | None) -> Decision:
+        if policy.max_age is None:
+            return Decision(must_change=False, expires_at=None, warn=False)
+        return decide(
+            policy,
+            changed_at=changed_at or self.assumed_change(user),
+            now=self.now,
+            second_factor=self.excuses(user, policy),
+        )
+
+    def excuses(self, user: Any, policy: Policy) -> bool:
+        """Whether there is a second factor beside a password that ages by itself only."""
+        asks = policy.single_factor_only and self.second_factor is not None
+        return asks and bool(self.second_factor(user))  # type: ignore[misc]
+
+    def assumed_change(self, user: Any) -> datetime:
+        """A change that nobody saw counts from the day pwexpire came, or the user joined."""
+        joined: datetime | None = getattr(user, "date_joined", None) if self.assume_joined else None
+        return joined or self.came
+
+    def imported(self, user: Any) -> datetime | None:
+        """Since when a user is there whom Django did not see coming (``bulk_create``), or ``None``.
+
+        Whoever is saved after pwexpire came has a record with a change in it.
+        """
+        joined: datetime | None = getattr(user, "date_joined", None)
+        return joined if joined is not None and joined > self.came else None
+
+
+def weigh(
+    rules: Rules,
+    user: Any,
+    record: PasswordRecord,
+    *,
+    demand: int,
+    find_open: Callable[[Policy], Open | None],
+    ended: int = 0,
+) -> Judgement:
+    """``demand``: the highest number that is not met, 0 if there is none.
+
+    ``find_open``: the strictest of these demands; asked for if there are any.
+    """
+    again = [] if rules.reconsider is None else [rules.now + rules.reconsider]
+    changed_at = record.changed_at
+    if not rules.apply(user):
+        return Judgement(applies=False, ended=ended, changed_at=changed_at, ages=_earliest(again))
+    chosen = rules.choose(user)
+    policy = chosen.policy
+    decision = rules.decide(user, policy, changed_at)
+    expires_at = decision.expires_at
+    warns = decision.must_change and policy.require == Require.WARN
+    return Judgement(
+        demand=demand,
+        ended=ended,
+        aged=decision.must_change,
+        ages=_earliest([expires_at, *again] if expires_at and not warns else again),
+        expires_at=expires_at,
+        warn=decision.warn or warns,
+        changed_at=changed_at,
+        opened=find_open(policy) if demand else None,
+        chosen=chosen,
+        grace=max(0, policy.grace_logins - record.grace_used),
+        given=_given(rules, user, record, policy),
+    )
+
+
+def _earliest(times: list[datetime]) -> float | None:
+    return min(times).timestamp() if times else None
+
+
+def _given(rules: Rules, user: Any, record: PasswordRecord, policy: Policy) -> Given | None:
+    since, new = record.given_at, record.given_new
+    unseen = record.changed_at is None or record.assumed
+    if since is None and unseen and policy.change_on_first_use:
+        since, new = rules.imported(user), True
+    if since is None or not policy.wants_own(new=new):
+        return None
+    require = Require.RESET if _is_over(policy, since, rules.now) else Require.CHANGE
+    return Given(since=since, by=record.given_by_id, require=require.value)
+
+
+def _is_over(policy: Policy, since: datetime, now: datetime) -> bool:
+    return policy.temporary_for is not None and now >= since + policy.temporary_for
+
+
+def pick(batches: Iterable[ExpiryBatch], policy: Policy, now: datetime) -> Open | None:
+    """The strictest of these batches; the newest of several.
+
+    A password that was given by somebody else is worth nothing after ``Policy.temporary_for``.
+    """
+    found: list[tuple[int, int, Open]] = []
+    for batch in batches:
+        require, since = str(batch.require), batch.activated_at
+        assert since is not None and batch.number is not None
+        temporary = batch.reason == Reason.FIRST_USE and require == Require.CHANGE
+        if temporary and _is_over(policy, since, now):
+            require = Require.RESET.value
+        one = Open(
+            require=require,
+            reason=batch.reason,
+            since=since,
+            note=batch.note,
+            batch=batch.pk,
+            actor=batch.actor_id,
+        )
+        found.append((REQUIRE_ORDER.index(require), batch.number, one))
+    return max(found, key=lambda one: one[:2])[2] if found else None
+
+
+def cause(judged: Judgement, told: Open | None) -> Cause:
+    """``told``: the open demand, or a warning."""
+    if told is not None:
+        return Cause(told.reason, told.since, told.actor)
+    if judged.given is not None:
+        return Cause(Reason.FIRST_USE.value, judged.given.since, judged.given.by)
+    return Cause(Reason.AGE.value, judged.expires_at) if judged.aged else Cause()
