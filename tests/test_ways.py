@@ -22,7 +22,8 @@ from pwexpire.exceptions import InvalidRequest
 from pwexpire.models import ExpiryBatch, PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.services import Reason, Require, SessionAction
-from pwexpire.services.status import read_state
+from pwexpire.services.evidence import evaluate
+from pwexpire.services.status import read_state, take_grace
 from pwexpire.signals import expiry_enforced
 from tests.factories import UserFactory
 from tests.support import NEW, OLD, change_password, is_held, session_of, store_session
@@ -434,11 +435,13 @@ def test_grace_is_not_taken_while_it_cannot_be_counted(server, alice, settings):
         assert is_held(login(server, alice))
 
 
+def test_grace_ends_with_the_last_login(alice):
+    assert [take_grace(alice, 2) for _ in range(3)] == [True, True, False]
+
+
 def test_grace_is_counted_without_races(alice, settings):
     if connection.vendor == "sqlite":
         pytest.skip("one writer at a time")
-    from pwexpire.services.status import take_grace
-
     taken = []
 
     def take():
@@ -485,6 +488,14 @@ def test_service_accounts(engine, server, alice, bob, settings):
     services.expire_passwords([alice, bob])
     assert is_held(other)
     assert is_held(browser) is False
+
+
+def test_service_accounts_are_not_warned_and_not_applicable(alice, bob, settings):
+    services.expire_passwords([alice, bob], require=Require.WARN)
+    settings.PWEXPIRE_APPLIES_TO = "tests.testapp.policies.is_person"
+    assert not services.password_status(alice).warn and services.password_status(bob).warn
+    states = [row.state for row in evaluate([alice, bob])]
+    assert states == ["not_applicable", "warned"]
 
 
 def test_staff_are_in(server, root):
