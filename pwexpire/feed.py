@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from django.db import Error, OperationalError, ProgrammingError, connections, router, transaction
-from django.db.models import Max, Q
+from django.db.models import F, Max, Q
 
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
@@ -190,6 +190,13 @@ class Feed:
         users = dict(known.users)
         for user_id, number in rows:
             users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
+        # Read after the demands: a cancellation in between moves an end from there to here. Who
+        # changed the password since has no older session that still answers.
+        ends = PasswordRecord.objects.using(using).filter(
+            ended__gt=known.counter, satisfied__lt=F("ended")
+        )
+        for user_id, number in ends.values_list("user_id", "ended")[: USERS_MAX + 1]:
+            users[str(user_id)] = max(users.get(str(user_id), 0), number)
         floor = max(floor, known.floor)
         if len(rows) > USERS_MAX or len(users) > USERS_MAX:
             floor, users = max(floor, counter), {}

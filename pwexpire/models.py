@@ -151,6 +151,7 @@ class PasswordRecord(models.Model):
     class Meta:
         verbose_name = _("password record")
         verbose_name_plural = _("password records")
+        indexes = [models.Index(fields=["ended"], name="pwexpire_record_ended")]
 
     def __str__(self) -> str:
         return str(self.pk)

@@ -21,7 +21,7 @@ from pwexpire.models import (
     SessionAction,
 )
 from pwexpire.retries import in_transaction
-from pwexpire.services.selection import Selection, all_users, members
+from pwexpire.services.selection import CHUNK, Selection, all_users, members
 from pwexpire.services.status import active_batches, active_demands, check_saved, open_demands
 from pwexpire.signals import expiry_cancelled
 
@@ -53,16 +53,31 @@ def _lift(pks: list[Any]) -> list[Any]:
     freed = list(open_demands(pks))
     warned = active_demands(user__in=pks, batch__require=Require.WARN)
     close_demands([*{*freed, *warned.values_list("user_id", flat=True)}])
-    everyone = active_batches().filter(everyone=True).values_list("pk", "require")
-    Exclusion.objects.using(feed.using).bulk_create(
-        [
-            Exclusion(batch_id=batch, user_id=pk)
-            for batch, require in everyone
-            for pk in (pks if require == Require.WARN else freed)
-        ],
-        ignore_conflicts=True,
-    )
+    _exclude_from_everyone(pks, freed)
     return freed
+
+
+def _exclude_from_everyone(pks: list[Any], freed: list[Any]) -> None:
+    """Leave users out of the batches on everyone that are open against them."""
+    everyone = list(active_batches().filter(everyone=True))
+    if not everyone:
+        return
+    rows = Exclusion.objects.using(feed.using)
+    there = set(rows.filter(user__in=pks, batch__in=everyone).values_list("batch_id", "user_id"))
+    records = PasswordRecord.objects.using(feed.using).filter(user__in=pks)
+    satisfied = dict(records.values_list("user_id", "satisfied"))
+    new: list[Exclusion] = []
+    ended: dict[Any, int] = {}
+    for batch in everyone:
+        number = batch.number or 0
+        for pk in pks if batch.require == Require.WARN else freed:
+            if number <= satisfied.get(pk, 0) or (batch.pk, pk) in there:
+                continue
+            new.append(Exclusion(batch=batch, user_id=pk))
+            if batch.sessions == SessionAction.END:
+                ended[pk] = max(ended.get(pk, 0), number)
+    _keep_ends(ended)
+    rows.bulk_create(new, ignore_conflicts=True)
 
 
 def _cancel_batch(batch: ExpiryBatch, actor: Any, note: str) -> int:
@@ -83,8 +98,7 @@ def _cancel_rows(batch: ExpiryBatch, actor: Any, note: str) -> int | None:
         return None
     lifted = users.count() if row.number else 0
     if row.sessions == SessionAction.END and row.number and not row.everyone:
-        for pks in Selection(users).chunks():
-            close_demands(pks)
+        _keep_ends_of(batch)
     said = "\n".join(filter(None, (row.note, f"{actor or ''}: {note}" if note else "")))
     batch.state, batch.cancelled_at, batch.note = BatchState.CANCELLED, timezone.now(), said
     batch.save(using=feed.using, update_fields=["state", "cancelled_at", "note"])
@@ -114,8 +128,25 @@ def close_demands(pks: list[Any], *, upto: int | None = None) -> None:
         ids.append(pk)
         if sessions == SessionAction.END:
             ended[user] = max(ended.get(user, 0), number or 0)
-    records = PasswordRecord.objects.using(feed.using)
-    for user, number in ended.items():
-        records.get_or_create(user_id=user)
-        records.filter(user_id=user).update(ended=Greatest("ended", number))
+    _keep_ends(ended)
     Demand.objects.using(feed.using).filter(pk__in=ids).delete()
+
+
+def _keep_ends_of(batch: ExpiryBatch) -> None:
+    """Keep for each user of a batch that their older sessions are ended."""
+    rows = Demand.objects.using(feed.using).filter(batch=batch).order_by("user_id")
+    pks = list(rows.values_list("user_id", flat=True)[:CHUNK])
+    while pks:
+        _keep_ends(dict.fromkeys(pks, batch.number or 0))
+        pks = list(rows.filter(user_id__gt=pks[-1]).values_list("user_id", flat=True)[:CHUNK])
+
+
+def _keep_ends(ended: dict[Any, int]) -> None:
+    """Write user -> number of the end into the records, where no cancellation reaches it."""
+    records = PasswordRecord.objects.using(feed.using)
+    if ended:
+        missing = [PasswordRecord(user_id=pk) for pk in ended]
+        records.bulk_create(missing, ignore_conflicts=True)
+    for number in set(ended.values()):
+        pks = [pk for pk, end in ended.items() if end == number]
+        records.filter(user__in=pks).update(ended=Greatest("ended", number))
