@@ -17,7 +17,7 @@ from django.utils.translation import gettext, gettext_lazy, ngettext
 
 from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
-from pwexpire.models import ExpiryBatch, Reason, Require, SessionAction
+from pwexpire.models import Cancellation, ExpiryBatch, Reason, Require, SessionAction
 from pwexpire.services.batches import expire_passwords, preview_expiry
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.status import open_demand, usable_password
@@ -252,10 +252,21 @@ def extend_user_admin(site: admin.AdminSite | None = None) -> None:
     site.register(model, type(registered.__name__, (PasswordExpiryUserAdminMixin, registered), {}))
 
 
-@admin.register(ExpiryBatch)
-class ExpiryBatchAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """To be read, by auditors; what happened cannot be edited."""
 
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(ExpiryBatch)
+class ExpiryBatchAdmin(ReadOnlyAdmin):
     list_display = (
         "pk",
         "created_at",
@@ -273,11 +284,9 @@ class ExpiryBatchAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_filter = ("reason", "state", "everyone")
     list_select_related = ("actor",)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+@admin.register(Cancellation)
+class CancellationAdmin(ReadOnlyAdmin):
+    list_display = ("created_at", "kind", "batch", "user", "actor", "note")
+    list_filter = ("kind",)
+    list_select_related = ("batch", "user", "actor")

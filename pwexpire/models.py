@@ -33,6 +33,7 @@ class BatchState(models.TextChoices):
     STAGED = "staged", _("selected, not in force")
     ACTIVE = "active", _("in force, sessions being reached")
     DONE = "done", _("in force")
+    FINISHED = "finished", _("in force, and satisfied by all")
     STOPPED = "stopped", _("stopped by hand")
     CANCELLED = "cancelled", _("cancelled")
 
@@ -201,6 +202,39 @@ class Exclusion(models.Model):
 
     def __str__(self) -> str:
         return f"{self.batch_id}: {self.user_id}"
+
+
+class TraceKind(models.TextChoices):
+    CANCELLED = "cancelled", _("cancelled")
+    EXPIRY_REFUSED = "expiry_refused", _("expiry refused")
+    CANCELLATION_REFUSED = "cancel_refused", _("cancellation refused")
+
+
+class Cancellation(models.Model):
+    """A cancellation, or a refusal to expire or to cancel; without ``user`` of a whole batch."""
+
+    kind = models.CharField(max_length=20, choices=TraceKind.choices, default=TraceKind.CANCELLED)
+    batch = models.ForeignKey(
+        ExpiryBatch, null=True, on_delete=models.SET_NULL, related_name="cancellations"
+    )
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        null=True,
+        on_delete=models.CASCADE,
+        related_name="pwexpire_cancellations",
+    )
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    note = models.TextField(blank=True, default="")
+    created_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        verbose_name = _("cancellation")
+        verbose_name_plural = _("cancellations")
+
+    def __str__(self) -> str:
+        return f"{self.pk} ({self.kind})"
 
 
 class SessionEntry(models.Model):

@@ -498,7 +498,7 @@ def test_a_queryset_in_words_costs_nothing(alice, count_queries):
     with count_queries() as captured:
         words = Selection(users).in_words()
     assert not captured
-    assert "is_staff" in words and "al%" in words
+    assert "is_staff" in words and "username" in words and "al" not in words.split("LIKE")[1]
     assert selection_of(users) == words
     assert selection_of(User.objects.all()) == "all users"
     assert selection_of(User.objects.none()) == "nobody"
@@ -516,13 +516,13 @@ def test_a_selection_names_no_address(alice):
     call_command(
         "pwexpire", "expire", "--user", "alice@example.com", "--note", "", stdout=io.StringIO()
     )
-    assert ExpiryBatch.objects.latest("pk").selection == "--user …@example.com"
+    assert ExpiryBatch.objects.latest("pk").selection == "--user …"
 
 
 def test_a_long_condition_is_shortened(alice):
     words = selection_of(User.objects.filter(pk__in=range(5_000)))
     assert len(words) == 1_000 and words.endswith("…")
-    words = selection_of(User.objects.filter(first_name="x" * 500, last_name="100%"))
+    words = selection_of(User.objects.filter(groups__name__in=["x" * 500, "100%"]))
     assert f"'{'x' * 39}…'" in words and "'100%'" in words
 
 
@@ -538,13 +538,13 @@ def test_a_condition_that_cannot_be_told(alice):
 def test_the_command_keeps_what_was_typed(alice, bob, tmp_path):
     out = io.StringIO()
     call_command("pwexpire", "expire", "--everyone", "--exclude", "bob", stdout=out)
-    assert ExpiryBatch.objects.latest("pk").selection == "--everyone --exclude bob"
+    assert ExpiryBatch.objects.latest("pk").selection == "--everyone --exclude …"
     path = tmp_path / "the names"
     path.write_text("alice\n")
     args = ["--users-from", str(path), "--changed-before", "0d", "--user", "alice"]
     call_command("pwexpire", "expire", *args, stdout=out)
     kept = ExpiryBatch.objects.latest("pk").selection
-    assert kept == f"--user alice --users-from '{path}' --changed-before 0d"
+    assert kept == f"--user … --users-from '{path}' --changed-before 0d"
 
 
 def test_ended_sessions_keep_it_too(alice):

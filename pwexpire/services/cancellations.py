@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
@@ -23,6 +24,7 @@ from pwexpire.models import (
 from pwexpire.retries import in_transaction
 from pwexpire.services.selection import CHUNK, Selection, all_users, members
 from pwexpire.services.status import active_batches, active_demands, check_saved, open_demands
+from pwexpire.services.trace import write_trace
 from pwexpire.signals import expiry_cancelled
 
 
@@ -30,7 +32,7 @@ def cancel_expiry(users: Any, *, actor: Any = None, note: str = "") -> int:
     """Lift the open demands from ``users`` (one, many, a ``QuerySet``) or of an ``ExpiryBatch``.
 
     A flag that stands for a lifted demand no longer holds; sessions that were to be ended stay
-    ended. ``actor`` and ``note`` are kept with a cancelled batch.
+    ended. ``actor`` and ``note`` are kept in a ``Cancellation`` for each user and batch.
     Returns how many users are free of a demand by it. Raises ``InvalidRequest``.
     """
     if actor is not None:
@@ -41,7 +43,7 @@ def cancel_expiry(users: Any, *, actor: Any = None, note: str = "") -> int:
     lifted = 0
     few: list[Any] = []
     for pks in selection.chunks():
-        freed = in_transaction(partial(_lift, pks), using=feed.using)
+        freed = in_transaction(partial(_lift, pks, actor, note), using=feed.using)
         lifted += len(freed)
         few += freed[: SIGNAL_IDS_MAX + 1 - len(few)]
     if lifted:
@@ -49,35 +51,44 @@ def cancel_expiry(users: Any, *, actor: Any = None, note: str = "") -> int:
     return lifted
 
 
-def _lift(pks: list[Any]) -> list[Any]:
+def _lift(pks: list[Any], actor: Any, note: str) -> list[Any]:
     freed = list(open_demands(pks))
     warned = active_demands(user__in=pks, batch__require=Require.WARN)
-    close_demands([*{*freed, *warned.values_list("user_id", flat=True)}])
-    _exclude_from_everyone(pks, freed)
+    users = {*freed, *warned.values_list("user_id", flat=True)}
+    asked = active_demands(user__in=users).filter(
+        Q(batch__holds=True) | Q(batch__require=Require.WARN)
+    )
+    cancelled = list(asked.order_by("pk").values_list("batch_id", "user_id"))
+    close_demands([*users])
+    cancelled += _exclude_from_everyone(pks, freed)
+    write_trace(cancelled, actor=actor, note=note)
     return freed
 
 
-def _exclude_from_everyone(pks: list[Any], freed: list[Any]) -> None:
-    """Leave users out of the batches on everyone that are open against them."""
+def _exclude_from_everyone(pks: list[Any], freed: list[Any]) -> list[tuple[int, Any]]:
+    """Leave users out of the batches on everyone that are open against them: (batch, user)."""
     everyone = list(active_batches().filter(everyone=True))
     if not everyone:
-        return
+        return []
     rows = Exclusion.objects.using(feed.using)
     there = set(rows.filter(user__in=pks, batch__in=everyone).values_list("batch_id", "user_id"))
     records = PasswordRecord.objects.using(feed.using).filter(user__in=pks)
     satisfied = dict(records.values_list("user_id", "satisfied"))
-    new: list[Exclusion] = []
+    new: list[tuple[int, Any]] = []
     ended: dict[Any, int] = {}
     for batch in everyone:
         number = batch.number or 0
         for pk in pks if batch.require == Require.WARN else freed:
             if number <= satisfied.get(pk, 0) or (batch.pk, pk) in there:
                 continue
-            new.append(Exclusion(batch=batch, user_id=pk))
+            new.append((batch.pk, pk))
             if batch.sessions == SessionAction.END:
                 ended[pk] = max(ended.get(pk, 0), number)
     _keep_ends(ended)
-    rows.bulk_create(new, ignore_conflicts=True)
+    rows.bulk_create(
+        [Exclusion(batch_id=batch, user_id=pk) for batch, pk in new], ignore_conflicts=True
+    )
+    return new
 
 
 def _cancel_batch(batch: ExpiryBatch, actor: Any, note: str) -> int:
@@ -99,9 +110,9 @@ def _cancel_rows(batch: ExpiryBatch, actor: Any, note: str) -> int | None:
     lifted = users.count() if row.number else 0
     if row.sessions == SessionAction.END and row.number and not row.everyone:
         _keep_ends_of(batch)
-    said = "\n".join(filter(None, (row.note, f"{actor or ''}: {note}" if note else "")))
-    batch.state, batch.cancelled_at, batch.note = BatchState.CANCELLED, timezone.now(), said
-    batch.save(using=feed.using, update_fields=["state", "cancelled_at", "note"])
+    write_trace([(batch.pk, None)], actor=actor, note=note)
+    batch.state, batch.cancelled_at = BatchState.CANCELLED, timezone.now()
+    batch.save(using=feed.using, update_fields=["state", "cancelled_at"])
     return lifted
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import EmptyResultSet, FullResultSet, ValidationError
+from django.db import models
 from django.db.models import QuerySet
 
 from pwexpire.exceptions import InvalidRequest
@@ -144,13 +145,33 @@ def _in_words(users: QuerySet[Any] | set[Any]) -> str:
     try:
         compiler = users.query.get_compiler(feed.using)
         condition, values = compiler.compile(users.query.where)
-        return str(condition % tuple(map(_value_in_words, values)))
+        return str(condition % tuple(_hide_names(str(condition), list(values))))
     except EmptyResultSet:
         return "nobody"
     except FullResultSet:
         return "all users"
     except Exception:  # whatever an expression of the site's does, nobody stays unexpired by it
         return "users by a query"
+
+
+def _hide_names(condition: str, values: list[Any]) -> list[str]:
+    """The values of a condition in words, without what is compared with a text of a user.
+
+    A name, an address or a part of one outlives its user in a batch; a text that is compared with
+    no known column counts as one.
+    """
+    texts = (models.CharField, models.TextField)
+    fields = get_user_model()._meta.concrete_fields
+    hidden = {field.column for field in fields if isinstance(field, texts)} | {""}
+    said, column = [], ""
+    for before, value in zip(condition.split("%s"), values, strict=False):
+        # The values of a list follow one another, with no column between them.
+        column = (re.findall(r'["`](\w+)["`]', before) or [column])[-1]
+        if isinstance(value, str) and column in hidden:
+            local, at, domain = value.rpartition("@")
+            value = (local if local in ("", "%") else "…") + at + domain if at else "…"
+        said.append(_value_in_words(value))
+    return said
 
 
 def _value_in_words(value: Any) -> str:

@@ -278,7 +278,7 @@ def _find_tqdm() -> Any:
 
 
 def _as_typed(options: dict[str, Any]) -> str:
-    """The selectors, for the record."""
+    """The selectors, for the record; the names of users do not outlive them."""
     words = []
     for name in (*SELECTORS, "everyone", "exclude"):
         value, option = options[name], f"--{name.replace('_', '-')}"
@@ -286,7 +286,7 @@ def _as_typed(options: dict[str, Any]) -> str:
             words.append(option)
         else:
             for one in value if isinstance(value, list) else filter(None, [value]):
-                words += [option, shlex.quote(one)]
+                words += [option, "…" if name in ("user", "exclude") else shlex.quote(one)]
     return " ".join(words)
 
 

@@ -15,6 +15,7 @@ from pwexpire.management.selectors import add_selectors, names_somebody
 from pwexpire.management.verbs.choosing import choose_users
 from pwexpire.services.attempts import LockoutExpiry, lockout_report
 from pwexpire.services.evidence import BatchEvidence, Evidence, batch_rows, rows, total
+from pwexpire.services.trace import CancellationEvidence, cancellation_rows
 
 FORMATS = ("text", "json", "csv")
 LOCKOUT_COLUMNS = tuple(one.name for one in fields(LockoutExpiry))
@@ -28,6 +29,7 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
     what.add_argument("--totals", action="store_true", help="how many users of each kind")
     what.add_argument("--batches", action="store_true", help="each expiry, and what is left of it")
     what.add_argument("--lockouts", action="store_true", help="what lockouts led to")
+    what.add_argument("--cancellations", action="store_true", help="who cancelled what, and when")
     parser.add_argument("--output", metavar="FILE", help="write it there, readable by you alone")
     parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
 
@@ -41,6 +43,10 @@ def run(options: dict[str, Any], stdout: Any) -> Any:
         if names_somebody(options):
             raise CommandError("--lockouts tells of all lockouts: it goes with no selector.")
         return Rows(LOCKOUT_COLUMNS, map(astuple, lockout_report().expiries))
+    if options["cancellations"]:
+        if names_somebody(options):
+            raise CommandError("--cancellations shows all of them: it goes with no selector.")
+        return Rows(CancellationEvidence._fields, cancellation_rows())
     found = rows(choose_users(options))
     if not options["totals"]:
         return Rows(Evidence._fields, found)
