@@ -47,6 +47,7 @@ SETTINGS: dict[str, Setting] = {
     "EXEMPT_BACKENDS": Setting((), (list, tuple, set, frozenset), "a list of backends' paths"),
     "CHANGE_URL": Setting("pwexpire:password_change", (str,), "a URL name or an absolute path"),
     "RESET_URL": Setting("password_reset", (str,), "a URL name or an absolute path"),
+    "LOGOUT_URL": Setting("", (str,), 'a URL name or an absolute path, "" to find one'),
     "EXEMPT_VIEWS": Setting((), (list, tuple, set, frozenset), "a list of namespace:name"),
     "POLL_SECONDS": Setting(1, (int, float, NoneType), "a number of seconds, 0 or more, or None"),
     "SESSION_INDEX": Setting(True, (bool,), "True or False"),
@@ -205,6 +206,10 @@ class Conf:
     @property
     def reset_url(self) -> str:
         return str(self._get("RESET_URL"))
+
+    @property
+    def logout_url(self) -> str:
+        return str(self._get("LOGOUT_URL"))
 
     @property
     def exempt_views(self) -> frozenset[str]:

@@ -1,86 +1,31 @@
-"""Which views a held session may reach, and what it is answered at all others."""
+"""What a held session is answered at the views that it may not reach."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from django.contrib import messages
-from django.contrib.auth import REDIRECT_FIELD_NAME, views
+from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.contrib.messages.storage.session import SessionStorage
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.template.loader import render_to_string
-from django.urls import NoReverseMatch, Resolver404, ResolverMatch, resolve, reverse
+from django.urls import ResolverMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
-from django.views.i18n import JavaScriptCatalog, set_language
 
 from pwexpire.conf import conf
-from pwexpire.constants import DENIED_CODE, EXEMPT_ATTRIBUTE, PROBLEM_CODE, RESET_CODE
+from pwexpire.constants import DENIED_CODE, PROBLEM_CODE, RESET_CODE
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.models import Require
+from pwexpire.pages import find_reset_url, url_language
 
-EXEMPT_CLASSES = (
-    views.LogoutView,
-    views.PasswordChangeView,
-    views.PasswordChangeDoneView,
-    views.PasswordResetView,
-    views.PasswordResetDoneView,
-    views.PasswordResetConfirmView,
-    views.PasswordResetCompleteView,
-    JavaScriptCatalog,
-)
 # A longer address is not returned to: clients and servers cut redirects off.
 NEXT_MAX = 1_500
-EXEMPT_ADMIN = frozenset({"logout", "password_change", "password_change_done", "i18n_javascript"})
 
 
 class SeeOther(HttpResponseRedirect):
     status_code = 303
-
-
-def find_match(request: HttpRequest) -> ResolverMatch | None:
-    try:
-        return resolve(request.path_info, getattr(request, "urlconf", None))
-    except Resolver404:
-        return None
-
-
-def find_url(name: str, urlconf: Any = None) -> str:
-    """The path of a URL name or of an absolute path. Raises ``ChangeURLNotFound``."""
-    try:
-        if name.startswith("/") and not name.startswith("//"):
-            resolve(urlsplit(name).path, urlconf)
-            return name
-        return reverse(name, urlconf=urlconf)
-    except (NoReverseMatch, Resolver404):
-        raise ChangeURLNotFound(
-            f"PWEXPIRE_CHANGE_URL = {name!r} leads to no page: include pwexpire.urls in the "
-            "URLconf, or set it to the name of the site's password-change view."
-        ) from None
-
-
-def is_exempt(view: Callable[..., Any], match: ResolverMatch | None) -> bool:
-    """By the view itself or its exact ``namespace:name``; never by a part of the path."""
-    view_class = getattr(view, "view_class", None) or getattr(view, "cls", None)
-    if getattr(view, EXEMPT_ATTRIBUTE, False) or getattr(view_class, EXEMPT_ATTRIBUTE, False):
-        return True
-    if isinstance(view_class, type) and issubclass(view_class, EXEMPT_CLASSES):
-        return True
-    if view is set_language or _is_admin_exempt(view):
-        return True
-    if match is None:
-        return False
-    return match.view_name == conf.change_url or match.view_name in conf.exempt_views
-
-
-def _is_admin_exempt(view: Callable[..., Any]) -> bool:
-    site = getattr(view, "admin_site", None)
-    method = getattr(view, "__wrapped__", None)
-    if site is None or getattr(method, "__self__", None) is not site:
-        return False
-    return getattr(method, "__name__", "") in EXEMPT_ADMIN
 
 
 def admin_change_url(request: HttpRequest, match: ResolverMatch | None) -> str | None:
@@ -90,10 +35,17 @@ def admin_change_url(request: HttpRequest, match: ResolverMatch | None) -> str |
     site = getattr(match.func, "admin_site", None) or getattr(
         getattr(match.func, "model_admin", None), "admin_site", None
     )
-    if site is None or not site.has_permission(request):
+    if site is None:
         return None
     urlconf = getattr(request, "urlconf", None)
-    return reverse("admin:password_change", urlconf=urlconf, current_app=site.name)
+    # The site may have no such page, and its own code may read what a middleware behind ours
+    # puts on the user: whatever fails here, the site's change page is a way out, a 500 is none.
+    try:
+        if site.has_permission(request):
+            return reverse("admin:password_change", urlconf=urlconf, current_app=site.name)
+    except Exception:
+        return None
+    return None
 
 
 def wants_problem(request: HttpRequest) -> bool:
@@ -145,7 +97,8 @@ def held_response(request: HttpRequest, change_url: str) -> HttpResponse:
 def locked_response(request: HttpRequest, require: str) -> HttpResponse:
     """The answer to a session that was ended because its password is worth nothing any more."""
     urlconf = getattr(request, "urlconf", None)
-    reset = find_reset_url(urlconf) if require == Require.RESET else None
+    with url_language(request):
+        reset = find_reset_url(urlconf) if require == Require.RESET else None
     response: HttpResponse
     if request.headers.get("HX-Request") == "true" and reset is not None:
         response = HttpResponse(headers={"HX-Redirect": reset})
@@ -169,15 +122,6 @@ def locked_response(request: HttpRequest, require: str) -> HttpResponse:
             render_to_string("pwexpire/withdrawn.html", page, request), status=403
         )
     return no_store(response)
-
-
-def find_reset_url(urlconf: Any = None) -> str | None:
-    """The path behind ``PWEXPIRE_RESET_URL``, or ``None`` if it leads to no page."""
-    name = conf.reset_url
-    try:
-        return name if name.startswith("/") else reverse(name, urlconf=urlconf)
-    except NoReverseMatch:
-        return None
 
 
 def withdrawn_text(require: str) -> str:

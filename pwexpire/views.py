@@ -13,7 +13,8 @@ from pwexpire.conf import conf
 from pwexpire.decorators import password_expiry_exempt
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.forms import ExpiredPasswordChangeForm
-from pwexpire.responses import find_reset_url, find_url, unavailable, unprocessed_text
+from pwexpire.pages import find_logout_url, find_reset_url, find_url
+from pwexpire.responses import unavailable, unprocessed_text
 from pwexpire.services.attempts import wrong_old_password
 from pwexpire.services.notices import reason_label
 from pwexpire.services.status import password_status
@@ -41,13 +42,15 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
         context = super().get_context_data(**kwargs)
         status = password_status(self.request.user)
         form = context["form"]
-        reset = find_reset_url(getattr(self.request, "urlconf", None)) or ""
+        urlconf = getattr(self.request, "urlconf", None)
+        reset = find_reset_url(urlconf) or ""
         return {
             **context,
             "status": status,
             "reason": reason_label(status.reason),
             "unprocessed": unprocessed_text() if "unprocessed" in self.request.GET else "",
             "reset_url": reset if form.is_bound and form.old_password_was_wrong else "",
+            "logout_url": find_logout_url(urlconf) or "",
             "next_field": REDIRECT_FIELD_NAME,
             "next": self.get_redirect_url(),
         }
@@ -60,6 +63,13 @@ class PasswordChangeDoneView(views.PasswordChangeDoneView):
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         on = resolve_url(settings.LOGIN_REDIRECT_URL)
         return {**super().get_context_data(**kwargs), "go_on_url": on}
+
+
+class LogoutView(views.LogoutView):
+    """For sites whose own log-out is no view that pwexpire knows."""
+
+    def get_default_redirect_url(self) -> str:
+        return resolve_url(settings.LOGOUT_REDIRECT_URL or settings.LOGIN_URL)
 
 
 @password_expiry_exempt

@@ -361,3 +361,36 @@ def test_e021_and_e022_validators_at_the_login(settings):
 def test_w023_counting_only(settings):
     settings.PWEXPIRE_ENFORCE = "report"
     assert ids(checks.check_enforced(None)) == ["pwexpire.W023"]
+
+
+def test_e032_a_held_user_cannot_log_out(settings):
+    assert checks.check_way_out(None) == []
+    settings.ROOT_URLCONF = (path("logout/", home, name="logout"),)
+    (message,) = checks.check_way_out(None)
+    assert message.id == "pwexpire.E032" and "No view that logs out" in message.msg
+    settings.PWEXPIRE_LOGOUT_URL = "logout"
+    assert checks.check_way_out(None) == []
+    settings.PWEXPIRE_LOGOUT_URL = "log-out"
+    (message,) = checks.check_way_out(None)
+    assert message.id == "pwexpire.E032" and "'log-out'" in message.msg and message.hint
+
+
+def test_e033_the_reset_page_leads_nowhere(settings):
+    settings.PWEXPIRE_RESET_URL = "nowhere"
+    (message,) = checks.check_way_out(None)
+    assert message.id == "pwexpire.E033" and "'nowhere'" in message.msg and message.hint
+    settings.PWEXPIRE_RESET_URL = "password_reset"
+    assert checks.check_way_out(None) == []
+
+
+@pytest.mark.parametrize("name", ["LOGIN_URL", "LOGIN_REDIRECT_URL"])
+def test_w030_pages_of_django_that_lead_nowhere(settings, name):
+    for right in ("/plain/", "home", "/?a=1", "https://login.example.com/", "//example.com/"):
+        setattr(settings, name, right)
+        assert checks.check_dead_ends(None) == []
+    for wrong in ("/accounts/profile/", "nowhere", "../x"):
+        setattr(settings, name, wrong)
+        (message,) = checks.check_dead_ends(None)
+        assert message.id == "pwexpire.W030" and message.msg.startswith(f"{name} = {wrong!r}")
+    settings.ROOT_URLCONF = None
+    assert checks.check_dead_ends(None) == checks.check_way_out(None) == []

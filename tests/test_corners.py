@@ -10,7 +10,7 @@ from django.contrib.auth import get_user_model
 from django.db import OperationalError, models
 from django.utils import timezone
 
-from pwexpire import receivers, responses, services
+from pwexpire import exemptions, receivers, responses, services
 from pwexpire.cases import Case
 from pwexpire.management import probe, selectors
 from pwexpire.middleware import PasswordExpiryMiddleware
@@ -95,7 +95,7 @@ def test_other_databases_get_no_state(alice):
 
 def test_an_admin_view_of_no_site_is_not_exempt():
     view = SimpleNamespace(admin_site=object(), __wrapped__=len)
-    assert not responses._is_admin_exempt(view)
+    assert not exemptions._is_admin_exempt(view)
 
 
 def test_under_the_admin_without_a_site_to_ask(rf):
@@ -126,7 +126,7 @@ def test_a_store_whose_module_has_a_session_model(monkeypatch):
 
 
 def test_more_of_the_same(alice, client, settings):
-    assert not responses.is_exempt(len, None)
+    assert not exemptions.is_exempt(len, None)
     batch = services.expire_passwords(alice)
     batch.state = "staged"
     batch.number = None

@@ -20,8 +20,8 @@ FLOORS = [
     ["constants", "exceptions", "signals", "retries", "compat", "breached"],
     ["policy"],
     ["conf"],
-    ["models", "sessionstore"],
-    ["feed"],
+    ["models", "pages", "sessionstore"],
+    ["exemptions", "feed"],
     ["services", "cases"],
     [
         "backends",

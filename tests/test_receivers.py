@@ -23,8 +23,8 @@ from pwexpire.models import (
     PasswordRecord,
     SessionEntry,
 )
+from pwexpire.pages import find_reset_url
 from pwexpire.policy import Policy
-from pwexpire.responses import find_reset_url
 from pwexpire.services.notices import reason_label
 from tests.support import NEW, OLD, change_password, is_held, store_session
 

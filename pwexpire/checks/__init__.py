@@ -23,15 +23,19 @@ from pwexpire.checks.policies import (
 from pwexpire.checks.site import (
     check_change_url,
     check_databases,
+    check_dead_ends,
     check_exempt_views,
     check_middleware,
     check_session_engine,
+    check_way_out,
     check_well_known,
 )
 
 ALL: list[Callable[..., list[CheckMessage]]] = [
     check_middleware,
     check_change_url,
+    check_way_out,
+    check_dead_ends,
     check_well_known,
     check_session_engine,
     check_settings,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,10 +14,8 @@ from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import router
 from django.urls import (
     Resolver404,
-    URLPattern,
-    URLResolver,
+    ResolverMatch,
     get_resolver,
-    get_script_prefix,
     resolve,
 )
 from django.utils.module_loading import import_string
@@ -26,9 +23,17 @@ from django.utils.module_loading import import_string
 from pwexpire.checks.configuration import is_right
 from pwexpire.conf import conf
 from pwexpire.exceptions import ChangeURLNotFound
+from pwexpire.exemptions import is_exempt
 from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import PasswordRecord
-from pwexpire.responses import find_url, is_exempt
+from pwexpire.pages import (
+    find_dead_ends,
+    find_logout_url,
+    find_reset_url,
+    find_url,
+    name_views,
+    strip_prefix,
+)
 from pwexpire.sessionstore.registry import get_adapter
 
 WELL_KNOWN = "/.well-known/change-password"
@@ -86,10 +91,7 @@ def check_change_url(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         return []
     given = conf.change_url
     try:
-        path = find_url(given)
-        if not given.startswith("/"):  # reversed, so FORCE_SCRIPT_NAME is in front of it
-            path = path.removeprefix(get_script_prefix().rstrip("/"))
-        match = resolve(urlsplit(path).path)
+        match = _match(find_url(given))
     except (ChangeURLNotFound, Resolver404):
         return [
             Error(
@@ -109,6 +111,49 @@ def check_change_url(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             )
         ]
     return []
+
+
+def _match(url: str) -> ResolverMatch:
+    return resolve(strip_prefix(urlsplit(url).path))
+
+
+def check_way_out(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """Log-out and reset have to stay reachable for a session that is held."""
+    found: list[CheckMessage] = []
+    if not _is_loaded():
+        return found
+    if find_logout_url() is None:
+        given = f"PWEXPIRE_LOGOUT_URL = {conf.logout_url!r} leads to no page"
+        found.append(
+            Error(
+                f"{given if conf.logout_url else 'No view that logs out was found'}, so that a "
+                "held user cannot log out.",
+                hint="Include pwexpire.urls in the URLconf, or set PWEXPIRE_LOGOUT_URL to the name "
+                "of the site's log-out view.",
+                id="pwexpire.E032",
+            )
+        )
+    if hasattr(settings, "PWEXPIRE_RESET_URL") and find_reset_url() is None:
+        found.append(
+            Error(
+                f"PWEXPIRE_RESET_URL = {conf.reset_url!r} leads to no page.",
+                hint="Set it to the name of the site's view that mails a reset link, or remove it.",
+                id="pwexpire.E033",
+            )
+        )
+    return found
+
+
+def check_dead_ends(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    return [
+        Warning(
+            f"{name} = {value!r} leads to no page of this site.",
+            hint=f"Users are sent there {why}. Set {name} to a page that exists; if another server "
+            "serves it, silence this check.",
+            id="pwexpire.W030",
+        )
+        for name, value, why in (find_dead_ends() if _is_loaded() else ())
+    ]
 
 
 def check_well_known(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -156,7 +201,7 @@ def check_session_engine(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 def check_exempt_views(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if not is_right("EXEMPT_VIEWS") or not conf.exempt_views or not _is_loaded():
         return []
-    known = set(_names(get_resolver()))
+    known = {name for name, view in name_views(get_resolver())}
     return [
         Error(
             f"PWEXPIRE_EXEMPT_VIEWS names {name!r}, which is no view of the URLconf.",
@@ -167,16 +212,6 @@ def check_exempt_views(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         )
         for name in sorted(conf.exempt_views - known)
     ]
-
-
-def _names(resolver: URLResolver, prefix: str = "") -> Iterator[str]:
-    for pattern in resolver.url_patterns:
-        if isinstance(pattern, URLPattern):
-            if pattern.name:
-                yield prefix + pattern.name
-        else:
-            inner = f"{prefix}{pattern.namespace}:" if pattern.namespace else prefix
-            yield from _names(pattern, inner)
 
 
 def check_databases(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:

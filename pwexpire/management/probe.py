@@ -21,7 +21,7 @@ from django.urls import NoReverseMatch, reverse
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_FLAG
 from pwexpire.exceptions import ChangeURLNotFound
-from pwexpire.responses import find_url
+from pwexpire.pages import find_url
 from pwexpire.signals import expiry_enforced
 
 KEY = "pwexpire-check"

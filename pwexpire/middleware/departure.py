@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.contrib.auth import HASH_SESSION_KEY, get_user_model
 from django.contrib.auth.forms import PasswordChangeForm
@@ -13,10 +15,12 @@ from django.forms import BaseForm
 from django.http import HttpRequest, HttpResponseBase
 
 from pwexpire.cases import Case, read_case
+from pwexpire.exceptions import ChangeURLNotFound
+from pwexpire.exemptions import explain_loop, find_match, find_redirect
 from pwexpire.feed import feed
 from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.middleware.enforcement import Enforcement
-from pwexpire.responses import way_out
+from pwexpire.responses import unavailable, way_out
 from pwexpire.retries import retried
 from pwexpire.services.changes import record_password_change, witness
 from pwexpire.services.index import forget_session, index_session, uses_index
@@ -34,6 +38,8 @@ class Departure(Enforcement):
         case: Case | None = getattr(request, "_pwexpire_case", None)
         if case is None:
             return False
+        if case.held and not case.answered and "Location" in response.headers:
+            return True
         if case.served_elsewhere and request.resolver_match is None:
             return True
         session = request.session
@@ -43,6 +49,10 @@ class Departure(Enforcement):
 
     def _leave(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         case: Case = request._pwexpire_case  # type: ignore[attr-defined]
+        loop = self._find_loop(request, case, response)
+        if loop is not None:
+            logger.error("%s", loop)
+            return unavailable(loop)
         if case.served_elsewhere and request.resolver_match is None:
             redirects = 300 <= response.status_code < 400
             return response if redirects else self._answer(request, case, None)
@@ -59,6 +69,27 @@ class Departure(Enforcement):
         except DatabaseFault as error:
             logger.error("A password change could not be followed up: %s", error)
         return response
+
+    def _find_loop(
+        self, request: HttpRequest, case: Case, response: HttpResponseBase
+    ) -> str | None:
+        """What to say where something sends the user from the change page to a page that is held.
+
+        Only asked of a safe request: the answer to a POST is the change itself, or a way out.
+        """
+        if not case.held or case.answered or request.method not in ("GET", "HEAD"):
+            return None
+        there = find_redirect(request, response)
+        if there is None:
+            return None
+        match = find_match(there)
+        with suppress(ChangeURLNotFound):
+            change_url = self.get_change_url(request, request.resolver_match or find_match(request))
+            if urlsplit(change_url).path != request.path:
+                return None
+        if match is not None and self._may_reach(there, match.func, match):
+            return None
+        return explain_loop(request.path, there.path, match)
 
     def _settle(self, request: HttpRequest, case: Case) -> None:
         """The auth hash was refreshed: the flag leaves if the password really changed."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY, get_user_model
 from django.contrib.auth.models import AnonymousUser
@@ -21,17 +20,11 @@ from pwexpire.cases import Case, is_suspect, read_case
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
 from pwexpire.exceptions import ChangeURLNotFound, EnforcementUnavailable
+from pwexpire.exemptions import find_match, is_exempt, is_named_page
 from pwexpire.feed import Verdict, View, feed
 from pwexpire.models import Require
-from pwexpire.responses import (
-    admin_change_url,
-    find_match,
-    find_url,
-    held_response,
-    is_exempt,
-    locked_response,
-    unavailable,
-)
+from pwexpire.pages import find_url, url_language
+from pwexpire.responses import admin_change_url, held_response, locked_response, unavailable
 from pwexpire.retries import retried
 from pwexpire.services.batches import demand_aged
 from pwexpire.services.changes import witness
@@ -64,8 +57,9 @@ class Enforcement:
 
     def get_change_url(self, request: HttpRequest, match: ResolverMatch | None) -> str:
         """Where a held session is sent. Raises ``ChangeURLNotFound``."""
-        admin_url = admin_change_url(request, match)
-        return admin_url or find_url(conf.change_url, getattr(request, "urlconf", None))
+        with url_language(request):
+            admin_url = admin_change_url(request, match)
+            return admin_url or find_url(conf.change_url, getattr(request, "urlconf", None))
 
     def get_scope(self, request: HttpRequest) -> tuple[str, str]:
         """Database alias and schema whose expiries concern this request."""
@@ -221,9 +215,7 @@ class Enforcement:
     def _may_reach(
         self, request: HttpRequest, view: Callable[..., Any], match: ResolverMatch | None
     ) -> bool:
-        if self.is_exempt(request, view, match):
-            return True
-        return conf.change_url.startswith("/") and urlsplit(conf.change_url).path == request.path
+        return self.is_exempt(request, view, match) or is_named_page(request)
 
     def _reach(self, request: HttpRequest, view: Callable[..., Any]) -> Answer:
         case: Case | None = getattr(request, "_pwexpire_case", None)

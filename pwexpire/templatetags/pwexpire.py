@@ -11,7 +11,7 @@ from pwexpire.conf import conf
 from pwexpire.context_processors import status_of
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.models import Reason
-from pwexpire.responses import find_url
+from pwexpire.pages import find_url
 from pwexpire.services.notices import reason_label
 
 register = template.Library()

@@ -33,7 +33,7 @@ from pwexpire.management.selectors import (
 from pwexpire.management.verbs import VERBS
 from pwexpire.management.verdict import explain
 from pwexpire.models import BatchState, ExpiryBatch, SessionEntry
-from pwexpire.responses import find_url
+from pwexpire.pages import find_url
 from pwexpire.services.batches import (
     expire_everyone,
     expire_passwords,

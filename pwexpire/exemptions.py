@@ -1,0 +1,146 @@
+"""Which views a held session may reach: by the view or its exact name, never by a path part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from django.contrib.auth import views
+from django.http import HttpRequest, HttpResponseBase
+from django.urls import Resolver404, ResolverMatch, resolve
+from django.views.i18n import JavaScriptCatalog, set_language
+
+from pwexpire.conf import conf
+from pwexpire.constants import EXEMPT_ATTRIBUTE
+from pwexpire.pages import (
+    PACKAGE_LOGOUT,
+    PACKAGE_RESET,
+    find_page,
+    get_path,
+    get_view_class,
+    load_classes,
+    strip_prefix,
+    url_language,
+)
+
+EXEMPT_CLASSES = (
+    views.LogoutView,
+    views.PasswordChangeView,
+    views.PasswordChangeDoneView,
+    views.PasswordResetView,
+    views.PasswordResetDoneView,
+    views.PasswordResetConfirmView,
+    views.PasswordResetCompleteView,
+    JavaScriptCatalog,
+)
+EXEMPT_ADMIN = frozenset({"logout", "password_change", "password_change_done", "i18n_javascript"})
+# Wagtail's log-out and reset views are subclasses of Django's; its account page is left out,
+# because it changes the e-mail address as well.
+PACKAGE_VIEWS = {
+    "allauth.account": tuple(
+        f"allauth.account.views.{name}"
+        for name in (
+            "PasswordChangeView",
+            "PasswordResetDoneView",
+            "PasswordResetFromKeyView",
+            "PasswordResetFromKeyDoneView",
+            "ConfirmPasswordResetCodeView",
+            "CompletePasswordResetView",
+        )
+    ),
+    "djoser": ("djoser.views.TokenDestroyView",),
+    "two_factor": tuple(
+        f"two_factor.views.{name}"
+        for name in ("LoginView", "SetupView", "QRGeneratorView", "SetupCompleteView")
+    ),
+    # A single sign-on that is refreshed on the way to the change page comes back through these.
+    "mozilla_django_oidc": (
+        "mozilla_django_oidc.views.OIDCAuthenticationCallbackView",
+        "mozilla_django_oidc.views.OIDCAuthenticationRequestView",
+    ),
+}
+DJOSER_ACTIONS = frozenset({"set_password", "reset_password", "reset_password_confirm"})
+
+
+def is_exempt(view: Callable[..., Any], match: ResolverMatch | None) -> bool:
+    """Whether a held session may reach ``view``."""
+    view_class = get_view_class(view)
+    if getattr(view, EXEMPT_ATTRIBUTE, False) or getattr(view_class, EXEMPT_ATTRIBUTE, False):
+        return True
+    if view_class is not None and issubclass(view_class, (*EXEMPT_CLASSES, *_package_classes())):
+        return True
+    if view is set_language or _is_admin_exempt(view) or _is_djoser_exempt(view, view_class):
+        return True
+    if match is None:
+        return False
+    named = {conf.change_url, conf.logout_url, conf.reset_url, *conf.exempt_views}
+    return match.view_name in named
+
+
+def _package_classes() -> tuple[type, ...]:
+    return (
+        *load_classes(PACKAGE_LOGOUT),
+        *load_classes(PACKAGE_RESET),
+        *load_classes(PACKAGE_VIEWS),
+    )
+
+
+def _is_djoser_exempt(view: Callable[..., Any], view_class: type | None) -> bool:
+    """One class has all of djoser's endpoints: what counts is which of them this view routes."""
+    users = load_classes({"djoser": ("djoser.views.UserViewSet",)})
+    actions = set(getattr(view, "actions", None) or ())
+    if view_class is None or not issubclass(view_class, users) or not actions:
+        return False
+    return {view.actions[method] for method in actions} <= DJOSER_ACTIONS  # type: ignore[attr-defined]
+
+
+def _is_admin_exempt(view: Callable[..., Any]) -> bool:
+    site = getattr(view, "admin_site", None)
+    method = getattr(view, "__wrapped__", None)
+    if site is None or getattr(method, "__self__", None) is not site:
+        return False
+    return getattr(method, "__name__", "") in EXEMPT_ADMIN
+
+
+def is_named_page(request: HttpRequest) -> bool:
+    """Whether ``request`` asks for a page that the settings name by an absolute path."""
+    urlconf = getattr(request, "urlconf", None)
+    for given in (conf.change_url, conf.logout_url, conf.reset_url):
+        with url_language(request), suppress(Resolver404):
+            if given.startswith("/") and get_path(find_page(given, urlconf)) == request.path:
+                return True
+    return False
+
+
+def find_match(request: HttpRequest) -> ResolverMatch | None:
+    """What ``request.path`` resolves to, if to anything."""
+    try:
+        with url_language(request):
+            return resolve(request.path_info, getattr(request, "urlconf", None))
+    except Resolver404:
+        return None
+
+
+def find_redirect(request: HttpRequest, response: HttpResponseBase) -> HttpRequest | None:
+    """A request as a redirect makes it; ``None`` if it leads to the same page or off the site."""
+    here = request.build_absolute_uri()
+    there = urlsplit(urljoin(here, response.headers.get("Location", here)))
+    if there.netloc != request.get_host() or there.path == request.path:
+        return None
+    found = HttpRequest()
+    found.path = there.path
+    found.path_info = strip_prefix(there.path)
+    found.urlconf = getattr(request, "urlconf", None)
+    return found
+
+
+def explain_loop(change_path: str, path: str, match: ResolverMatch | None) -> str:
+    """Why the change page cannot be reached, and what to set."""
+    name = f"add {match.view_name!r} to" if match and match.view_name else "name its view in"
+    return (
+        f"The password-change page {change_path} redirects to {path}, which is held until the "
+        f"password is changed: {name} PWEXPIRE_EXEMPT_VIEWS, or let the part of the site that "
+        f"redirects leave {change_path} alone."
+    )
