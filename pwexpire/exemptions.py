@@ -61,6 +61,7 @@ PACKAGE_VIEWS = {
         "mozilla_django_oidc.views.OIDCAuthenticationRequestView",
     ),
 }
+DJOSER_USERS = {"djoser": ("djoser.views.UserViewSet",)}
 DJOSER_ACTIONS = frozenset({"set_password", "reset_password", "reset_password_confirm"})
 
 
@@ -89,7 +90,7 @@ def _package_classes() -> tuple[type, ...]:
 
 def _is_djoser_exempt(view: Callable[..., Any], view_class: type | None) -> bool:
     """One class has all of djoser's endpoints: what counts is which of them this view routes."""
-    users = load_classes({"djoser": ("djoser.views.UserViewSet",)})
+    users = load_classes(DJOSER_USERS)
     actions = set(getattr(view, "actions", None) or ())
     if view_class is None or not issubclass(view_class, users) or not actions:
         return False
