@@ -1,19 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from django.apps import apps
 from django.conf import settings
-from django.utils.module_loading import import_string
 
+from pwexpire.loading import Predicate, ask_policy, load_policy, load_predicate
+from pwexpire.logins import is_lax, refuses_logins
 from pwexpire.policy import PRESETS, Chosen, Policy, choose
 
 PolicyFor = Callable[[Any], Chosen]
-Predicate = Callable[[Any], bool]
 # What a callable or a mapping says of a user may change while he is logged in.
 RECONSIDER = timedelta(hours=1)
 
@@ -73,24 +72,8 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
-def _predicate(value: Predicate | str | None) -> Predicate | None:
-    if isinstance(value, str):
-        found: Predicate = import_string(value)
-        return found
-    return value
-
-
-def _named(value: Any) -> Any:
-    """A preset by its name, anything else by its dotted path."""
-    if isinstance(value, str):
-        return PRESETS[value].policy if value in PRESETS else import_string(value)
-    return value
-
-
 def _said(value: Any) -> str:
     """The same in every process; empty for what decides nothing."""
-    if isinstance(value, dict):
-        return ",".join(f"{key}={_named(one).key}" for key, one in sorted(value.items()))
     found = PRESETS[value].policy if isinstance(value, str) and value in PRESETS else value
     if isinstance(found, Policy):
         return "" if found.is_default else found.key
@@ -98,10 +81,6 @@ def _said(value: Any) -> str:
         return found or ""
     named = found if hasattr(found, "__qualname__") else type(found)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _named_or_none(value: Any) -> Any:
-    return None if isinstance(value, dict) else _named(value)
 
 
 def _by_rules(rules: Mapping[str, Policy], user: Any) -> Chosen:
@@ -120,47 +99,58 @@ class Conf:
 
     @staticmethod
     def _get(name: str) -> Any:
-        return getattr(settings, f"PWEXPIRE_{name}", SETTINGS[name].default)
+        """The value, or the default in place of one of a wrong type: each default holds people."""
+        setting = SETTINGS[name]
+        value = getattr(settings, f"PWEXPIRE_{name}", setting.default)
+        return value if value is setting.default or setting.accepts(value) else setting.default
 
     @property
     def policy(self) -> PolicyFor | None:
-        """``None`` while the site has set no policy, so that nobody has to ask it.
-
-        Raises ``ValueError`` for a name that is neither a preset nor can be imported.
-        """
+        """``None`` while the site has set no policy, so that nobody has to ask it."""
         value = self._get("POLICY")
         if isinstance(value, dict):
             rules = self.rules or {}
             return lambda user: _by_rules(rules, user)
-        value = _named(value)
+        value = load_policy(value)
         if value is None or (isinstance(value, Policy) and value.is_default):
             return None
         if isinstance(value, Policy):
             return lambda user: Chosen(value)
-        return lambda user: Chosen(value(user))
+        return lambda user: Chosen(ask_policy(value, user))
 
     @property
     def policy_key(self) -> str | None:
         """Changes when the policy does, so that what a session knows of its age can be doubted."""
-        said = [_said(self._get(name)) for name in ("POLICY", "SECOND_FACTOR", "APPLIES_TO")]
+        value = self._get("POLICY")
+        if isinstance(value, dict):
+            said = [",".join(f"{key}={one.key}" for key, one in sorted((self.rules or {}).items()))]
+        else:
+            said = [_said(value)]
+        said += [_said(self._get(name)) for name in ("SECOND_FACTOR", "APPLIES_TO")]
         return "|".join(filter(None, said)) or None
 
     @property
     def reconsider(self) -> timedelta | None:
         """How long a verdict counts that depends on what callables or rules say of the user."""
         value = self._get("POLICY")
-        by_user = value is not None and not isinstance(_named_or_none(value), Policy)
+        by_user = isinstance(value, dict) or callable(load_policy(value))
         by_user = by_user or self._get("SECOND_FACTOR") is not None
         return RECONSIDER if by_user or self._get("APPLIES_TO") is not None else None
 
     @property
     def rules(self) -> dict[str, Policy] | None:
-        """Rule -> policy, under ``""`` where there is one for all; ``None``: a callable knows."""
+        """Rule -> policy, under ``""`` where there is one for all; ``None``: a callable knows.
+
+        A rule that leads to no policy is left out.
+        """
         value = self._get("POLICY")
         if isinstance(value, dict):
-            return {key: _named(one) for key, one in value.items()}
-        value = Policy() if value is None else _named(value)
-        return {"": value} if isinstance(value, Policy) else None
+            loaded = {key: load_policy(one) for key, one in value.items() if isinstance(key, str)}
+            return {key: one for key, one in loaded.items() if isinstance(one, Policy)}
+        value = load_policy(value)
+        if callable(value):
+            return None
+        return {"": Policy() if value is None else value}
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -169,24 +159,31 @@ class Conf:
 
     @property
     def second_factor(self) -> Predicate | None:
-        return _predicate(self._get("SECOND_FACTOR"))
+        return load_predicate("SECOND_FACTOR", self._get("SECOND_FACTOR"), strict=False)
 
     @property
     def applies_to(self) -> Predicate | None:
-        return _predicate(self._get("APPLIES_TO"))
+        return load_predicate("APPLIES_TO", self._get("APPLIES_TO"), strict=True)
 
     @property
     def exempt_backends(self) -> frozenset[str]:
-        return frozenset(self._get("EXEMPT_BACKENDS"))
+        return frozenset(name for name in self._get("EXEMPT_BACKENDS") if isinstance(name, str))
 
     @property
     def refuses_logins(self) -> bool:
-        """Whether a backend keeps users out whose old password is worth nothing any more."""
-        for path in settings.AUTHENTICATION_BACKENDS:
-            with suppress(ImportError):  # Django says so at the first login
-                if getattr(import_string(path), "refuses_expired_passwords", False):
-                    return True
-        return False
+        """Whether users are kept out whose old password is withdrawn, by whatever backend."""
+        return not self.lax_backends and any(map(refuses_logins, settings.AUTHENTICATION_BACKENDS))
+
+    @property
+    def lax_backends(self) -> list[str]:
+        """The backends that would let somebody in with a withdrawn password.
+
+        Sessions of exempt backends are never held, so nothing is demanded of their logins either.
+        """
+        exempt = self.exempt_backends
+        return [
+            path for path in settings.AUTHENTICATION_BACKENDS if path not in exempt and is_lax(path)
+        ]
 
     @property
     def login_validators(self) -> Sequence[Mapping[str, Any]] | None:
@@ -213,7 +210,7 @@ class Conf:
 
     @property
     def exempt_views(self) -> frozenset[str]:
-        return frozenset(self._get("EXEMPT_VIEWS"))
+        return frozenset(name for name in self._get("EXEMPT_VIEWS") if isinstance(name, str))
 
     @property
     def poll_seconds(self) -> float | None:
@@ -258,7 +255,8 @@ class Conf:
 
     @property
     def fail_closed(self) -> bool:
-        return bool(self._get("FAIL_CLOSED"))
+        # Not _get(): of a value that is no bool the strict reading counts here, not the default.
+        return getattr(settings, "PWEXPIRE_FAIL_CLOSED", False) is not False
 
     @property
     def assume_joined(self) -> bool:
@@ -266,7 +264,9 @@ class Conf:
 
     @property
     def enforce(self) -> bool:
-        return self._get("ENFORCE") is True
+        """Only ``False`` and ``"report"`` switch it off; a typing mistake must free nobody."""
+        value = self._get("ENFORCE")
+        return value is not False and value != "report"
 
     @property
     def report_only(self) -> bool:

@@ -124,8 +124,8 @@ class Anyone(BaseBackend):
 
 
 def test_no_other_backend_is_asked(guarded, alice):
-    guarded.AUTHENTICATION_BACKENDS = [OURS, HERE + "Anyone"]
     services.expire_passwords(alice, require=Require.RESET)
+    guarded.AUTHENTICATION_BACKENDS = [OURS, HERE + "Anyone"]
     Anyone.asked.clear()
     assert authenticate(None, username="alice", password=OLD) is None
     assert Anyone.asked == []

@@ -19,6 +19,8 @@ PACKAGE = Path(services.__file__).resolve().parent.parent
 FLOORS = [
     ["constants", "exceptions", "signals", "retries", "compat", "breached"],
     ["policy"],
+    ["loading"],
+    ["logins"],
     ["conf"],
     ["models", "pages", "sessionstore"],
     ["exemptions", "feed"],

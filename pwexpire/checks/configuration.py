@@ -11,10 +11,11 @@ from django.conf import settings
 from django.contrib.auth.password_validation import get_password_validators
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
-from django.utils.module_loading import import_string
 
 from pwexpire.compat import find_tasks
 from pwexpire.conf import SETTINGS, conf
+from pwexpire.loading import load_path
+from pwexpire.logins import refuses_logins
 from pwexpire.policy import PRESETS, Policy
 
 ROLES = ("staff", "superuser", "default")
@@ -64,7 +65,11 @@ def _is_meant(name: str, value: Any) -> Any:
     if name == "POLICY":
         return value is None or _is_policy(value) or (isinstance(value, dict) and _are_rules(value))
     if name in ("SECOND_FACTOR", "APPLIES_TO"):
-        return value is None or callable(value) or callable(_found(value))
+        return (
+            value is None
+            or callable(value)
+            or (isinstance(value, str) and callable(load_path(value)))
+        )
     if name == "EXPIRE_ON_LOCKOUT":
         return isinstance(value, bool) or value == "success"
     if name == "ENFORCE":
@@ -72,13 +77,6 @@ def _is_meant(name: str, value: Any) -> Any:
     if name == "SITE_URL":
         return bool(value == "" or value.startswith(("https://", "http://")))
     return True
-
-
-def _found(path: str) -> Any:
-    try:
-        return import_string(path)
-    except ImportError:
-        return None
 
 
 def _are_rules(rules: dict[Any, Any]) -> bool:
@@ -99,7 +97,7 @@ def _is_policy(value: Any) -> bool:
 
 def _loaded(value: Any) -> Any:
     if isinstance(value, str):
-        return PRESETS[value].policy if value in PRESETS else _found(value)
+        return PRESETS[value].policy if value in PRESETS else load_path(value)
     return value
 
 
@@ -116,9 +114,19 @@ def check_backends(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         for name in sorted(conf.exempt_backends)
         if name not in known
     ]
+    if conf.lax_backends and any(map(refuses_logins, known)):
+        found.append(
+            Error(
+                f"{', '.join(conf.lax_backends)} would accept a withdrawn password that the other "
+                "backends refuse, so Require.RESET and Require.DENY cannot be used.",
+                hint="Put pwexpire.backends.PasswordExpiryMixin before its class, leave it out, or "
+                "set refuses_expired_passwords = True on it if it checks no passwords.",
+                id="pwexpire.E025",
+            )
+        )
     if not is_right("LOGIN_VALIDATORS") or conf.login_validators is None:
         return found
-    if not conf.refuses_logins:
+    if not any(map(refuses_logins, known)):
         found.append(
             Error(
                 "PWEXPIRE_LOGIN_VALIDATORS is set, but no backend looks at passwords at a login.",

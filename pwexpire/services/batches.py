@@ -52,10 +52,12 @@ def _batch(**given: Any) -> ExpiryBatch:
         raise InvalidRequest(f"Unknown require {require!r}: use one of {known}.")
     if require in (Require.RESET, Require.DENY):
         if not conf.refuses_logins:
+            lax = ", ".join(conf.lax_backends)
             raise InvalidRequest(
-                f"Require.{require.upper()} needs a backend that refuses the login: put "
+                f"Require.{require.upper()} needs a backend that refuses the login"
+                f"{f', and {lax} would not' if lax else ''}: put "
                 "pwexpire.backends.PasswordExpiryBackend in place of Django's ModelBackend in "
-                "AUTHENTICATION_BACKENDS."
+                "AUTHENTICATION_BACKENDS, and PasswordExpiryMixin before any other."
             )
         given["sessions"] = SessionAction.END
     if require == Require.WARN:

@@ -12,8 +12,9 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from pwexpire.conf import PolicyFor, Predicate
+from pwexpire.conf import PolicyFor
 from pwexpire.constants import REQUIRE_ORDER
+from pwexpire.loading import Predicate
 from pwexpire.models import ExpiryBatch, PasswordRecord, Reason, Require
 from pwexpire.policy import Chosen, Decision, Policy, decide
 

@@ -1,0 +1,81 @@
+"""Policies and callables that settings name. A wrong one fails no page, and frees nobody.
+
+What cannot be loaded, or raises, is read strictly: it applies to everybody, nobody has a second
+factor, and there is no policy, while demands go on to hold. It is logged once in each process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from django.db import Error as DatabaseFault
+from django.utils.module_loading import import_string
+
+from pwexpire.policy import PRESETS, Policy
+
+logger = logging.getLogger("pwexpire")
+Predicate = Callable[[Any], bool]
+_logged: set[tuple[str, str]] = set()
+
+
+def log_once(setting: str, why: str) -> None:
+    if (setting, why) not in _logged:
+        _logged.add((setting, why))
+        logger.error("PWEXPIRE_%s %s; manage.py check says more.", setting, why)
+
+
+def load_path(path: str) -> Any:
+    """What is at a dotted path, or ``None``; a module may raise anything when it is imported."""
+    try:
+        return import_string(path)
+    except Exception:
+        return None
+
+
+def load_predicate(setting: str, value: Any, *, strict: bool) -> Predicate | None:
+    """A callable that takes a user; ``strict`` is its answer where it raises.
+
+    ``None`` where there is none, which is the strict reading of both settings.
+    """
+    found = load_path(value) if isinstance(value, str) else value
+    if not callable(found):
+        if value is not None:
+            log_once(setting, "is no callable")
+        return None
+
+    def ask(user: Any) -> bool:
+        try:
+            return bool(found(user))
+        except DatabaseFault:  # a fault of the database is answered as such
+            raise
+        except Exception as error:
+            log_once(setting, f"raised {type(error).__name__}")
+            return strict
+
+    return ask
+
+
+def load_policy(value: Any) -> Any:
+    """A preset by its name, anything else by its path: a policy, a callable or ``None``."""
+    found = value
+    if isinstance(value, str):
+        found = PRESETS[value].policy if value in PRESETS else load_path(value)
+    if isinstance(found, Policy) or callable(found):
+        return found
+    if value is not None:
+        log_once("POLICY", "leads to no policy")
+    return None
+
+
+def ask_policy(policy_for: Callable[[Any], Any], user: Any) -> Policy:
+    """The policy of ``user``; an empty one where ``policy_for`` names none."""
+    try:
+        found = load_policy(policy_for(user))
+    except DatabaseFault:
+        raise
+    except Exception as error:
+        log_once("POLICY", f"raised {type(error).__name__}")
+        found = None
+    return found if isinstance(found, Policy) else Policy()

@@ -1,0 +1,208 @@
+"""What is not valid holds people; what lets somebody in past a withdrawn password is named."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.backends import BaseBackend, ModelBackend, RemoteUserBackend
+from django.db import OperationalError
+
+from pwexpire import checks, loading, services
+from pwexpire.backends import PasswordExpiryMixin
+from pwexpire.conf import conf
+from pwexpire.exceptions import InvalidRequest
+from pwexpire.policy import Policy
+from pwexpire.services import Require
+from tests.support import is_held
+
+pytestmark = pytest.mark.django_db(transaction=True)
+OURS = "pwexpire.backends.PasswordExpiryBackend"
+HERE = f"{__name__}."
+
+
+@pytest.fixture(autouse=True)
+def not_logged_yet():
+    loading._logged.clear()
+
+
+def by_error(user):
+    raise ZeroDivisionError
+
+
+def by_fault(user):
+    raise OperationalError("down")
+
+
+@pytest.mark.parametrize("value", ["True", "on", "reports", 1, 0, None, "False", [], True])
+def test_only_false_and_report_switch_enforcement_off(alice, client, settings, value):
+    settings.PWEXPIRE_ENFORCE = value
+    services.expire_passwords(alice)
+    client.force_login(alice)
+    assert is_held(client)
+    if value is not True:
+        assert [one.id for one in checks.check_settings(None)] == ["pwexpire.E006"]
+    for off in (False, "report"):
+        settings.PWEXPIRE_ENFORCE = off
+        assert not is_held(client) and checks.check_settings(None) == []
+
+
+WRONG = [
+    ("APPLIES_TO", "no.such.thing"),
+    ("APPLIES_TO", "tests.support.OLD"),
+    ("APPLIES_TO", HERE + "by_error"),
+    ("SECOND_FACTOR", "no.such.thing"),
+    ("SECOND_FACTOR", HERE + "by_error"),
+    ("POLICY", "no-such-preset"),
+    ("POLICY", "no.such.policy"),
+    ("POLICY", "tests.support.OLD"),
+    ("POLICY", HERE + "by_error"),
+    ("POLICY", {"default": "no-such-preset"}),
+    ("POLICY", {"default": 5, 1: "nist"}),
+]
+WRONG_TYPES = [
+    ("POLICY", 90),
+    ("APPLIES_TO", 5),
+    ("POLL_SECONDS", "1"),
+    ("POLL_SECONDS", -1),
+    ("CHANGE_URL", None),
+    ("EXEMPT_VIEWS", 5),
+    ("EXEMPT_VIEWS", [["home"]]),
+    ("EXEMPT_BACKENDS", 5),
+    ("EXEMPT_BACKENDS", [["x"]]),
+    ("LOCKOUT_THRESHOLD", "1"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG + WRONG_TYPES, ids=str)
+def test_a_setting_that_leads_nowhere_holds_and_is_never_a_500(
+    alice, client, settings, caplog, name, value
+):
+    setattr(settings, f"PWEXPIRE_{name}", value)
+    if name == "SECOND_FACTOR":
+        settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=1), single_factor_only=True)
+    form = {"username": "alice", "password": "old-Password-1"}
+    assert client.post("/accounts/login/", form).status_code == 302
+    assert not is_held(client)
+    services.expire_passwords(alice)
+    assert is_held(client) and is_held(client)
+    assert client.get("/account/password-change/").status_code == 200
+    if (name, value) in WRONG and name != "SECOND_FACTOR":
+        said = [one for one in caplog.messages if f"PWEXPIRE_{name}" in one]
+        assert len(said) == len(set(said)) == 1
+
+
+def test_who_has_a_second_factor_is_not_known_where_the_question_raises(alice, settings):
+    settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=1), single_factor_only=True)
+    settings.PWEXPIRE_SECOND_FACTOR = by_error
+    assert conf.second_factor(alice) is False
+    settings.PWEXPIRE_APPLIES_TO = by_error
+    assert conf.applies_to(alice) is True
+
+
+@pytest.mark.parametrize("name", ["APPLIES_TO", "POLICY"])
+def test_a_fault_of_the_database_is_no_answer(alice, settings, name):
+    setattr(settings, f"PWEXPIRE_{name}", by_fault)
+    asked = conf.applies_to if name == "APPLIES_TO" else conf.policy
+    with pytest.raises(OperationalError):
+        asked(alice)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [(None, ""), ("pci-dss", "pci-dss"), ("nothing", ""), (Policy(name="x"), "x")],
+)
+def test_what_a_policy_callable_may_return(alice, settings, given, name):
+    settings.PWEXPIRE_POLICY = lambda user: given
+    assert conf.policy(alice).policy.name == name
+
+
+def test_a_rule_that_leads_nowhere_takes_no_other_with_it(alice, settings):
+    settings.PWEXPIRE_POLICY = {"staff": "no-such-preset", "default": "cis"}
+    assert conf.policy(alice).policy.name == "cis" and conf.policy_key is not None
+
+
+def test_fail_closed_is_read_strictly(settings):
+    settings.PWEXPIRE_FAIL_CLOSED = "no"
+    assert conf.fail_closed
+
+
+# Backends.
+
+
+class ByEmail(BaseBackend):
+    def authenticate(self, request, email=None, password=None):
+        return None
+
+
+class TakesAnything(ModelBackend):
+    def authenticate(self, request, **credentials):
+        return super().authenticate(request, **credentials)
+
+
+class InAsyncCodeOnly(BaseBackend):
+    async def aauthenticate(self, request, **credentials):
+        return None
+
+
+class Permissions(BaseBackend):
+    def get_all_permissions(self, user, obj=None):
+        return set()
+
+
+class Guarded(PasswordExpiryMixin, ByEmail):
+    pass
+
+
+class ByLink(BaseBackend):
+    def authenticate(self, request, token=None):
+        return None
+
+
+class LookedAfterByItself(ByEmail):
+    refuses_expired_passwords = True
+
+
+class OldStyle:
+    def get_user(self, pk):
+        return None
+
+
+LAX = ["ByEmail", "TakesAnything", "InAsyncCodeOnly"]
+
+
+@pytest.mark.parametrize("name", LAX)
+@pytest.mark.parametrize("require", [Require.RESET, Require.DENY])
+def test_any_backend_that_accepts_a_withdrawn_password_is_named(alice, settings, name, require):
+    settings.AUTHENTICATION_BACKENDS = [OURS, HERE + name]
+    (error,) = checks.check_backends(None)
+    assert error.id == "pwexpire.E025" and HERE + name in error.msg and error.hint
+    with pytest.raises(InvalidRequest, match=f"{HERE}{name} would not"):
+        services.expire_passwords(alice, require=require)
+    with pytest.raises(InvalidRequest, match=f"{HERE}{name} would not"):
+        services.expire_everyone(require=require)
+    settings.PWEXPIRE_EXEMPT_BACKENDS = [HERE + name]
+    assert checks.check_backends(None) == [] and conf.refuses_logins
+
+
+@pytest.mark.parametrize(
+    "name", ["Permissions", "Guarded", "ByLink", "LookedAfterByItself", "OldStyle"]
+)
+def test_backends_that_check_no_passwords_or_refuse_them(settings, name):
+    settings.AUTHENTICATION_BACKENDS = [HERE + name, OURS]
+    assert conf.refuses_logins and checks.check_backends(None) == []
+
+
+def test_backends_of_django_and_of_django_axes(settings):
+    remote = f"{RemoteUserBackend.__module__}.RemoteUserBackend"
+    settings.AUTHENTICATION_BACKENDS = [remote, OURS]
+    assert conf.lax_backends == []
+    pytest.importorskip("axes")
+    settings.AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", OURS]
+    assert conf.lax_backends == []
+    settings.AUTHENTICATION_BACKENDS = ["axes.backends.AxesBackend", OURS]
+    assert conf.lax_backends == ["axes.backends.AxesBackend"]  # Django's aauthenticate()
+
+
+def test_none_refuses():
+    assert not conf.refuses_logins and checks.check_backends(None) == []
