@@ -49,7 +49,7 @@ SETTINGS: dict[str, Setting] = {
     "LOGOUT_URL": Setting("", (str,), 'a URL name or an absolute path, "" to find one'),
     "EXEMPT_VIEWS": Setting((), (list, tuple, set, frozenset), "a list of namespace:name"),
     "POLL_SECONDS": Setting(1, (int, float, NoneType), "a number of seconds, 0 or more, or None"),
-    "SESSION_INDEX": Setting(True, (bool,), "True or False"),
+    "SESSION_INDEX": Setting(None, (bool, NoneType), "True, False or None"),
     "EXPIRE_ON_LOCKOUT": Setting(False, (bool, str), 'True, False or "success"'),
     "LOCKOUT_WINDOW": Setting(timedelta(hours=24), (timedelta,), "a timedelta"),
     "LOCKOUT_THRESHOLD": Setting(1, (int,), "a whole number, 1 or more"),
@@ -218,8 +218,10 @@ class Conf:
         return None if value is None else float(value)
 
     @property
-    def session_index(self) -> bool:
-        return bool(self._get("SESSION_INDEX"))
+    def session_index(self) -> bool | None:
+        """``None``: where the session keys are in the database anyway."""
+        value = self._get("SESSION_INDEX")
+        return None if value is None else bool(value)
 
     @property
     def expire_on_lockout(self) -> bool:

@@ -76,9 +76,7 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
             set_flag(session, judged.demand or counter)
         else:
             clear_numbered_flag(session)
-    if not uses_index(get_adapter()):
-        return
-    if session.session_key is None:
+    if session.session_key is None and uses_index(get_adapter()):
         session.create()
     key = session.session_key
 

@@ -159,7 +159,8 @@ def test_chunks_reach_every_session(browsers, settings, small, where, tmp_path):
     assert not any(is_held(found[n]) for n in range(5))
 
 
-def test_sessions_are_ended_in_chunks(browsers, small, engine):
+def test_sessions_are_ended_in_chunks(browsers, small, engine, settings):
+    settings.PWEXPIRE_SESSION_INDEX = True
     _people, found = browsers()
     batch = services.expire_passwords(User.objects.all(), sessions=SessionAction.END)
     assert batch.state == BatchState.DONE

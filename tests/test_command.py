@@ -228,7 +228,8 @@ def test_status(alice, bob):
     assert ask("status")["open_demands"] == 0
 
 
-def test_sessions_on_every_engine(engine, alice, bob, client):
+def test_sessions_on_every_engine(engine, alice, bob, client, settings):
+    settings.PWEXPIRE_SESSION_INDEX = True
     client.force_login(alice)
     key = client.cookies["sessionid"].value
     services.expire_passwords(alice)
@@ -364,7 +365,7 @@ def test_prune(alice, client):
     client.force_login(alice)
     SessionEntry.objects.create(session_key="dead", user=alice, created_at=timezone.now())
     services.expire_passwords(alice, reason="age")
-    others = {"old_passwords": 0, "notices": 0}
+    others = {"demands": 0, "cancellations": 0, "old_passwords": 0, "notices": 0}
     assert ask("prune", "--chunk", "1") == {"entries": 1, "batches": 0, **others}
     alice.set_password("new-Password-2")
     alice.save()

@@ -480,6 +480,7 @@ def test_django_redis_sessions(settings, alice, client):
     from pwexpire import services
 
     use(settings, "redis_sessions.session")
+    settings.PWEXPIRE_SESSION_INDEX = True
     client.force_login(alice)
     assert client.get("/").content == b"alice"
     assert services.expire_passwords(alice).sessions_flagged == 0

@@ -5,22 +5,43 @@ from __future__ import annotations
 import io
 import json
 import re
+from datetime import timedelta
+from pathlib import Path
 from unittest import mock
 
 import pytest
 from django.apps import apps
 from django.contrib.auth import get_user_model
+from django.contrib.sessions.backends.file import SessionStore
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.db.models import F, Value
 from django.db.models.functions import Lower
 from django.db.models.lookups import Exact
+from django.test import Client
+from django.utils import timezone
 
 from pwexpire import services, testing
-from pwexpire.models import Cancellation, ExpiryBatch, PasswordRecord, TraceKind
-from pwexpire.services import Require, SessionAction, cancellations
+from pwexpire.models import (
+    BatchState,
+    Cancellation,
+    Demand,
+    EnforcementState,
+    Exclusion,
+    ExpiryBatch,
+    ExpiryChunk,
+    OldPassword,
+    PasswordRecord,
+    SessionEntry,
+    TraceKind,
+)
+from pwexpire.services import Require, SessionAction, cancellations, pruning
+from pwexpire.services.history import prune_history
 from pwexpire.services.trace import write_trace
+from pwexpire.sessionstore import rows
 from tests.support import OLD, is_held
+
+PACKAGE = Path(services.__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -210,3 +231,183 @@ def test_the_domain_and_the_groups_of_a_selection_stay_readable(alice):
     assert "'%@example.com'" in words
     words = services.expire_passwords(people.filter(groups__name__in=["payroll", "it"])).selection
     assert "'payroll'" in words and "'it'" in words
+
+
+@pytest.mark.parametrize("backend", ["cache", "file"])
+@pytest.mark.parametrize("index", [None, True])
+def test_engines_without_rows_have_no_index_of_session_keys_unless_it_is_asked_for(
+    client, alice, settings, tmp_path, backend, index
+):
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{backend}"
+    settings.SESSION_FILE_PATH = str(tmp_path)
+    with mock.patch.object(SessionStore, "_storage_path", str(tmp_path), create=True):
+        if index is not None:
+            settings.PWEXPIRE_SESSION_INDEX = index
+        client.force_login(alice)
+        assert SessionEntry.objects.exists() is (index is True)
+        if index is None:
+            SessionEntry.objects.create(session_key="k", user=alice, created_at=timezone.now())
+            run("prune")  # of the time when it was kept
+            assert not SessionEntry.objects.exists()
+        listed = json.loads(run("sessions", "--format", "json"))
+        assert len(listed) == (0 if backend == "cache" and index is None else 1)
+        services.expire_passwords(alice)
+        assert is_held(client)
+        services.end_sessions(alice)
+        assert whoami(client) == "anonymous"
+
+
+def test_engines_with_rows_keep_the_index_and_false_keeps_none(alice, client, settings):
+    client.force_login(alice)
+    assert SessionEntry.objects.count() == 1
+    settings.PWEXPIRE_SESSION_INDEX = False
+    client.logout()
+    client.force_login(alice)
+    run("prune")
+    assert not SessionEntry.objects.exists()
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_session_opened_while_the_index_was_off_is_found_once_it_is_on(
+    alice, bob, client, settings, pruned
+):
+    services.expire_passwords(bob)  # builds the index
+    assert EnforcementState.objects.get().index_complete
+    settings.PWEXPIRE_SESSION_INDEX = False
+    client.force_login(alice)
+    if pruned:
+        EnforcementState.objects.update(index_complete=True)
+        run("prune")
+    assert not EnforcementState.objects.get().index_complete
+    del settings.PWEXPIRE_SESSION_INDEX
+    assert services.expire_passwords(alice).sessions_flagged == 1
+
+
+def test_a_login_without_an_index_costs_one_statement_of_it(alice, client, settings, count_queries):
+    settings.PWEXPIRE_SESSION_INDEX = False
+    with count_queries() as captured:
+        client.force_login(alice)
+    assert len([one for one in captured if "index_complete" in one["sql"]]) == 1
+
+
+def test_no_cursor_stays_open_on_the_server_between_two_statements(users, settings):
+    """A pool in transaction mode gives the next statement to another connection."""
+    people = users(3)
+    for user in people:
+        Client().force_login(user)
+        for number in range(3):
+            OldPassword.objects.create(user=user, encoded=str(number), created_at=timezone.now())
+    everybody = get_user_model().objects.all()
+    assert not settings.DATABASES["default"].get("DISABLE_SERVER_SIDE_CURSORS")
+    refuse = AssertionError("a cursor on the server")
+    with (
+        mock.patch.object(type(connections["default"]), "chunked_cursor", side_effect=refuse),
+        mock.patch.object(rows, "PAGE", 2),
+    ):
+        assert services.preview_expiry(everybody).sessions == 3
+        assert services.flag_sessions(everybody).flagged == 3
+        assert prune_history() == 9
+        services.expire_everyone()
+        services.cancel_expiry(services.expire_passwords(everybody, sessions=SessionAction.END))
+        for what in ("", "--batches", "--lockouts", "--cancellations"):
+            run("report", *filter(None, [what or "--everyone"]))
+        run("prune")
+    found = [path.name for path in PACKAGE.rglob("*.py") if ".iterator(" in path.read_text()]
+    assert found == []
+
+
+def prune():
+    return json.loads(run("prune", "--chunk", "2", "--format", "json"))
+
+
+def age(model, **filters):
+    old = timezone.now() - pruning.KEPT_FOR - timedelta(days=1)
+    model.objects.filter(**filters).update(created_at=old)
+
+
+def test_nothing_of_a_cancelled_batch_stays_open(users, root):
+    people = users(5)
+    batch = services.expire_passwords(people)
+    everyone = services.expire_everyone(exclude=people)
+    ending = services.expire_everyone(exclude=people, sessions=SessionAction.END)
+    kept = services.expire_passwords(root, sessions=SessionAction.END)
+    ExpiryChunk.objects.create(batch=batch)
+    for one in (batch, everyone, ending):
+        services.cancel_expiry(one)
+    assert prune()["demands"] == 5 + 5 + 1
+    assert [one.batch for one in Demand.objects.all()] == [kept]
+    # Their sessions were left alone, and stay so.
+    assert Exclusion.objects.filter(batch=ending).count() == Exclusion.objects.count() == 5
+    assert prune()["demands"] == 0
+
+
+def test_batches_that_nobody_has_to_satisfy_any_more_are_finished(users, count_queries):
+    alice, bob = users(2)
+    bob.set_unusable_password()
+    bob.save()
+    one, everyone = services.expire_passwords([alice, bob]), services.expire_everyone()
+    cancelled = services.expire_passwords(alice, require=Require.WARN)
+    services.cancel_expiry(cancelled)
+
+    def states():
+        prune()
+        table = json.loads(run("report", "--batches", "--format", "json"))
+        stored = ExpiryBatch.objects.order_by("pk").values_list("state", flat=True)
+        assert [row["state"] for row in table] == list(stored)
+        return list(stored)
+
+    assert states() == ["done", "done", "cancelled"]
+    alice.set_password("new-Password-2")
+    alice.save()
+    shown = json.loads(run("report", "--batches", "--format", "json"))
+    assert [row["state"] for row in shown] == ["finished", "finished", "cancelled"]
+    assert states() == ["finished", "finished", "cancelled"]
+    assert services.resume_expiry(one).state == BatchState.FINISHED
+    services.cancel_expiry(everyone)
+    assert states() == ["finished", "cancelled", "cancelled"]
+
+
+@pytest.mark.parametrize("reason", ["lockout", "compromised", "policy"])
+def test_what_the_site_asked_for_by_itself_goes_a_good_year_after_it_is_satisfied(
+    alice, bob, root, reason
+):
+    batch = services.expire_passwords(alice, reason=reason)
+    asked = services.expire_passwords(bob, reason=reason, actor=root)
+    age(ExpiryBatch)
+    assert prune()["batches"] == 0
+    for user in (alice, bob):
+        user.set_password("new-Password-2")
+        user.save()
+    ExpiryBatch.objects.filter(pk=batch.pk).update(created_at=timezone.now())
+    assert prune()["batches"] == 0
+    age(ExpiryBatch)
+    assert prune()["batches"] == 1
+    assert list(ExpiryBatch.objects.all()) == [asked]
+
+
+def test_all_aged_batches_that_are_satisfied_go_in_one_run(users):
+    now = timezone.now()
+    batches = ExpiryBatch.objects.bulk_create(
+        ExpiryBatch(reason="age", state=BatchState.DONE, number=n, created_at=now)
+        for n in range(1, 10_101)
+    )
+    Cancellation.objects.create(batch=batches[0], created_at=now)
+    assert json.loads(run("prune", "--format", "json"))["batches"] == 10_099
+
+
+def test_cancellations_go_a_good_year_later(users, root):
+    people = users(3)
+    services.expire_passwords(people)
+    services.cancel_expiry(people, actor=root)
+    assert prune()["cancellations"] == 0
+    age(Cancellation)
+    assert prune()["cancellations"] == 3 and not Cancellation.objects.exists()
+
+
+def test_the_readme_says_of_each_table_what_is_stored_how_long_and_why():
+    text = (PACKAGE.parent / "README.md").read_text()
+    section = text.partition("## What is stored")[2].partition("\n## ")[0]
+    tables = {row.split("|")[1].strip() for row in section.splitlines() if row.startswith("| `")}
+    models = apps.get_app_config("pwexpire").get_models()
+    assert tables == {f"`{model.__name__}`" for model in models}
+    assert f"{pruning.KEPT_FOR.days} days" in section

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
-from django.db.models import Count, prefetch_related_objects
+from django.db.models import Count, QuerySet, prefetch_related_objects
 from django.utils import timezone
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
-from pwexpire.models import Exclusion, ExpiryBatch, PasswordRecord, Require
+from pwexpire.models import BatchState, Exclusion, ExpiryBatch, PasswordRecord, Require
 from pwexpire.retries import retried
 from pwexpire.services.judging import Judgement, Open, Rules, cause, pick, weigh
 from pwexpire.services.selection import Selection, all_users
@@ -299,21 +299,23 @@ def _batch_page(page: Sequence[ExpiryBatch]) -> list[BatchEvidence]:
     left = dict(counted.values_list("batch", "count"))
     for batch in page:
         if batch.everyone and batch.number is not None and batch.cancelled_at is None:
-            left[batch.pk] = _wanted_of_everyone(batch)
+            left[batch.pk] = wanted_of_everyone(batch).count()
     return [_batch_row(batch, names.get(batch.actor_id), left.get(batch.pk, 0)) for batch in page]
 
 
-def _wanted_of_everyone(batch: ExpiryBatch) -> int:
+def wanted_of_everyone(batch: ExpiryBatch) -> QuerySet[Any]:
+    """The users against whom a batch on everyone is open."""
     users = all_users().filter(usable_password())
     users = users.exclude(pwexpire_record__satisfied__gte=batch.number)
-    return users.exclude(pwexpire_exclusions__batch=batch).count()
+    return users.exclude(pwexpire_exclusions__batch=batch)
 
 
 def _batch_row(batch: ExpiryBatch, by: str | None, left: int) -> BatchEvidence:
+    finished = batch.state == BatchState.DONE and not left
     return BatchEvidence(
         batch=batch.pk,
         number=batch.number,
-        state=str(batch.state),
+        state=str(BatchState.FINISHED if finished else batch.state),
         selection=batch.selection,
         everyone=batch.everyone,
         reason=str(batch.reason),

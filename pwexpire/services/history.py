@@ -108,7 +108,7 @@ def prune_history(chunk: int = CHUNK) -> int:
         seen: Counter[Any] = Counter()
         beyond = []
         newest = rows.order_by("user_id", "-pk").values_list("pk", "user_id")
-        for pk, user_id in newest.iterator(chunk_size=CHUNK):
+        for pk, user_id in newest:
             seen[user_id] += 1
             if seen[user_id] > lengths[user_id]:
                 beyond.append(pk)

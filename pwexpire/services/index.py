@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,13 +22,16 @@ KEY_MAX = 64
 
 
 def uses_index(adapter: SessionAdapter) -> bool:
-    return conf.session_index and adapter.supports_index
+    """Whether session keys are kept: by default of engines only that keep them in rows as well."""
+    wanted = conf.session_index
+    return adapter.supports_index and (adapter.keeps_rows if wanted is None else wanted)
 
 
 def index_session(session_key: str | None, user: Any, *, replaces: str | None = None) -> None:
     """Note whose session this is, and drop the dead ones of the same user."""
     adapter = get_adapter()
     if not uses_index(adapter):
+        note_gap(adapter)
         return
 
     def work() -> None:
@@ -51,6 +55,16 @@ def index_session(session_key: str | None, user: Any, *, replaces: str | None = 
             entries.filter(pk__in=dead).delete()
 
     in_transaction(work, using=feed.using)
+
+
+def note_gap(adapter: SessionAdapter) -> None:
+    """A session begins without the index: switched on again, it has to be built once more.
+
+    At each login, not once a process: another one may have built it in between.
+    """
+    if adapter.supports_index and adapter.supports_enumerate:
+        complete = EnforcementState.objects.using(feed.using).filter(index_complete=True)
+        retried(partial(complete.update, index_complete=False), using=feed.using)
 
 
 def forget_session(session_key: str | None, *, if_dead: bool = False) -> None:
@@ -102,13 +116,19 @@ def _existing(ids: set[str]) -> dict[str, Any]:
 
 
 def prune_index(chunk: int = CHUNK) -> int:
-    """Remove index entries of sessions that are dead, ``chunk`` at a time; how many went."""
+    """Remove index entries of sessions that are dead, ``chunk`` at a time; how many went.
+
+    Where the site keeps no index, or none any more, they are all removed.
+    """
     adapter = get_adapter()
+    kept = uses_index(adapter)
+    if not kept:
+        note_gap(adapter)
     entries = SessionEntry.objects.using(feed.using)
     ordered = entries.order_by("pk").values_list("pk", flat=True)
     removed, after = 0, ""
     while keys := list(ordered.filter(pk__gt=after)[:chunk]):
-        dead = entries.filter(pk__in=set(keys) - adapter.alive(keys))
+        dead = entries.filter(pk__in=set(keys) - adapter.alive(keys) if kept else keys)
         removed += in_transaction(dead.delete, using=feed.using)[0]
         after = keys[-1]
     return removed

@@ -11,13 +11,14 @@ from typing import Any
 from django.db import transaction
 
 from pwexpire.feed import feed
-from pwexpire.models import BatchState, ExpiryBatch, ExpiryChunk, Reason, SessionEntry
+from pwexpire.models import SessionEntry
 from pwexpire.services.index import build_index, uses_index
 from pwexpire.services.selection import CHUNK, Selection, key_text
 from pwexpire.services.staging import Progress
 from pwexpire.services.status import open_demands, read_state
 from pwexpire.sessionstore.base import Outcome, SessionAdapter
 from pwexpire.sessionstore.registry import get_adapter
+from pwexpire.sessionstore.rows import pages
 
 # Session key -> primary key of its user.
 Owners = dict[str, Any]
@@ -79,9 +80,7 @@ def find_sessions(selection: Selection, *, after: str = "", last: str = "") -> I
         while part := selection.part(after):
             users, after = part
             entries = SessionEntry.objects.using(feed.using).filter(user_id__in=users.values("pk"))
-            rows = entries.values_list("pk", "user_id").iterator(chunk_size=CHUNK)
-            while found := dict(islice(rows, CHUNK)):
-                yield found
+            yield from (dict(page) for page in pages(entries, "user_id") if page)
     elif adapter.supports_enumerate:
         stored = adapter.sessions(after=after, chunk=CHUNK, last=last)
         while page := list(islice(stored, CHUNK)):
@@ -124,14 +123,3 @@ def flag_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport
 
     transaction.on_commit(work, using=feed.using)
     return report
-
-
-def prune_batches() -> int:
-    """Remove the batches of passwords that aged out and have been changed; how many went."""
-    met = ExpiryBatch.objects.using(feed.using).filter(
-        reason=Reason.AGE, state=BatchState.DONE, demands=None
-    )
-    pks = list(met.values_list("pk", flat=True)[:10_000])
-    ExpiryBatch.objects.using(feed.using).filter(pk__in=pks).delete()
-    ExpiryChunk.objects.using(feed.using).filter(batch__state=BatchState.CANCELLED).delete()
-    return len(pks)

@@ -85,6 +85,8 @@ class SessionAdapter:
     supports_end = True
     supports_user_lookup = False
     supports_index = True
+    # Whether its session keys are in the database anyway, so that an index gives nobody more.
+    keeps_rows = False
 
     def __init__(self, store_class: type[SessionBase]) -> None:
         self.store_class = store_class

@@ -62,6 +62,7 @@ def _drop_flag(data: dict[str, Any], demand: int | None) -> Outcome | None:
 class RowAdapter(SessionAdapter):
     supports_enumerate = True
     supports_flag = True
+    keeps_rows = True
 
     def __init__(self, store_class: type[SessionBase], model: Any) -> None:
         super().__init__(store_class)

@@ -46,7 +46,7 @@ from pwexpire.services.evidence import usernames
 from pwexpire.services.history import prune_history
 from pwexpire.services.index import build_index, prune_index, uses_index
 from pwexpire.services.notices import announce_expiry, prune_notices
-from pwexpire.services.sessions import prune_batches
+from pwexpire.services.pruning import prune_batches, prune_cancellations, prune_cancelled
 from pwexpire.services.staging import Progress
 from pwexpire.services.status import (
     active_batches,
@@ -177,7 +177,7 @@ class Command(BaseCommand):
         if not uses_index(adapter) or not adapter.supports_enumerate:
             raise CommandError(
                 f"The session engine {adapter.name} needs no index, or cannot be listed, "
-                "or PWEXPIRE_SESSION_INDEX is False: there is nothing to do."
+                "or PWEXPIRE_SESSION_INDEX is off: there is nothing to do."
             )
         with self.progress(options) as progress:
             return {"entries_added": build_index(adapter, progress)}
@@ -237,7 +237,9 @@ class Command(BaseCommand):
             raise CommandError("--chunk must be 1 or more.")
         return {
             "entries": prune_index(options["chunk"]),
-            "batches": prune_batches(),
+            "demands": prune_cancelled(options["chunk"]),
+            "batches": prune_batches(options["chunk"]),
+            "cancellations": prune_cancellations(options["chunk"]),
             "old_passwords": prune_history(options["chunk"]),
             "notices": prune_notices(options["chunk"]),
         }

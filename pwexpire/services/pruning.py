@@ -1,0 +1,92 @@
+"""How long batches, and what belongs to them, are kept."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.utils import timezone
+
+from pwexpire.feed import feed
+from pwexpire.models import (
+    BatchState,
+    Cancellation,
+    Demand,
+    Exclusion,
+    ExpiryBatch,
+    ExpiryChunk,
+    Reason,
+    SessionAction,
+)
+from pwexpire.retries import in_transaction
+from pwexpire.services.evidence import wanted_of_everyone
+from pwexpire.services.selection import CHUNK
+
+# A yearly audit finds the whole of the year before it.
+KEPT_FOR = timedelta(days=400)
+# Written by the site itself, at a lockout or at the login with a weak password.
+AUTOMATIC = (Reason.LOCKOUT, Reason.COMPROMISED, Reason.POLICY)
+
+
+def _delete_chunks(rows: QuerySet[Any], chunk: int) -> int:
+    """Delete ``rows``, ``chunk`` a transaction, so that nobody waits long for a lock."""
+    removed = 0
+    while pks := list(rows.order_by("pk").values_list("pk", flat=True)[:chunk]):
+        # The total would count what the database lets cascade.
+        found = rows.model._default_manager.using(feed.using).filter(pk__in=pks)
+        in_transaction(found.delete, using=feed.using)
+        removed += len(pks)
+    return removed
+
+
+def prune_cancelled(chunk: int = CHUNK) -> int:
+    """Remove the demands, exclusions and parts of cancelled batches; how many went."""
+    cancelled = Q(batch__state=BatchState.CANCELLED)
+    # Whom a batch on everyone left out keeps the sessions, and its end outlives the cancellation.
+    keeps_sessions = Q(batch__everyone=True, batch__sessions=SessionAction.END)
+    return sum(
+        _delete_chunks(rows, chunk)
+        for rows in (
+            Demand.objects.using(feed.using).filter(cancelled),
+            Exclusion.objects.using(feed.using).filter(cancelled & ~keeps_sessions),
+            ExpiryChunk.objects.using(feed.using).filter(cancelled),
+        )
+    )
+
+
+def prune_batches(chunk: int = CHUNK) -> int:
+    """Mark the batches that are satisfied by all as finished, and remove some; how many went.
+
+    Of passwords that aged out at once, of lockouts and weak passwords after ``KEPT_FOR``. What an
+    operator asked for stays, as does what a cancellation refers to.
+    """
+    _finish_batches()
+    old = Q(
+        reason__in=AUTOMATIC,
+        actor=None,
+        selection__startswith="user ",
+        created_at__lt=timezone.now() - KEPT_FOR,
+    )
+    finished = ExpiryBatch.objects.using(feed.using).filter(
+        Q(reason=Reason.AGE) | old, everyone=False, state=BatchState.FINISHED
+    )
+    referred = Cancellation.objects.filter(batch=OuterRef("pk"))
+    return _delete_chunks(finished.filter(~Exists(referred)), chunk)
+
+
+def _finish_batches() -> None:
+    done = ExpiryBatch.objects.using(feed.using).filter(state=BatchState.DONE)
+    left = Demand.objects.filter(batch=OuterRef("pk"))
+    satisfied = done.filter(~Exists(left), everyone=False)
+    in_transaction(lambda: satisfied.update(state=BatchState.FINISHED), using=feed.using)
+    for batch in done.filter(everyone=True):
+        if not wanted_of_everyone(batch).exists():
+            # Whoever cancelled it meanwhile has the last word.
+            done.filter(pk=batch.pk).update(state=BatchState.FINISHED)
+
+
+def prune_cancellations(chunk: int = CHUNK) -> int:
+    """Remove cancellations and refusals that are older than ``KEPT_FOR``; how many went."""
+    kept = Cancellation.objects.using(feed.using)
+    return _delete_chunks(kept.filter(created_at__lt=timezone.now() - KEPT_FOR), chunk)
