@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
+from django.conf import settings as settings_of_django
 from django.conf.urls.i18n import i18n_patterns
 from django.contrib import admin
-from django.contrib.auth import views
+from django.contrib.auth import get_user, views
+from django.core.management import CommandError, call_command
 from django.http import HttpResponse, HttpResponseRedirect
 from django.test import override_settings
 from django.urls import clear_script_prefix, include, path, set_script_prefix
@@ -15,6 +18,7 @@ from django.utils import translation
 
 from pwexpire import exemptions, pages, services
 from pwexpire.decorators import password_expiry_exempt
+from pwexpire.management import probe
 from pwexpire.views import LogoutView as OurLogout
 from tests.support import NEW, OLD, change_password, is_held
 from tests.urls import home, plain, urlpatterns
@@ -303,3 +307,87 @@ def test_of_one_class_only_some_endpoints_are_exempt(monkeypatch, actions, exemp
         lambda table: (UserEndpoints,) * ("djoser" in table and len(table) == 1),
     )
     assert exemptions.is_exempt(view, None) is exempt
+
+
+# The probe of manage.py pwexpire check.
+
+
+def check():
+    call_command("pwexpire", "check")
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_check_names_an_interstitial_that_redirects_from_the_change_page(settings, site, where):
+    other, order = f"{__name__}.Terms", settings.MIDDLEWARE
+    site(path("terms/", terms, name="terms"))
+    settings.MIDDLEWARE = [other, *order] if where == "before" else [*order, other]
+    with pytest.raises(CommandError, match=f"page {CHANGE} redirects to /terms/, which is held"):
+        check()
+
+
+class TermsExceptForTheChange(Terms):
+    free = ("/terms/", CHANGE)
+
+
+class Closed(Terms):
+    """Answers by itself, whatever stands behind it."""
+
+    target = "/closed/"
+
+    def __call__(self, request):
+        if request.path == "/closed/":
+            return HttpResponse("closed")
+        return super().__call__(request)
+
+
+def test_check_follows_an_interstitial_that_leaves_the_change_page_alone(settings, site):
+    settings.MIDDLEWARE = [f"{__name__}.TermsExceptForTheChange", *settings.MIDDLEWARE]
+    site(path("terms/", terms, name="terms"))
+    check()
+
+
+def test_check_names_what_stands_in_front_of_ours(settings):
+    settings.MIDDLEWARE = [f"{__name__}.Closed", *settings.MIDDLEWARE]
+    with pytest.raises(CommandError, match=r"in front of .* redirects GET / to /closed/"):
+        check()
+
+
+def test_check_tries_log_out_and_reset(settings, site):
+    settings.PWEXPIRE_LOGOUT_URL = settings.PWEXPIRE_RESET_URL = "/plain/"
+    assert "GET /plain/" in {one.request for one in probe.probe()}
+    check()
+
+
+@pytest.mark.parametrize("name", ["LOGIN_URL", "LOGIN_REDIRECT_URL"])
+def test_check_names_a_dead_end(settings, name):
+    setattr(settings, name, "/accounts/profile/")
+    with pytest.raises(CommandError, match=f"{name} = '/accounts/profile/' leads to no page"):
+        check()
+    settings.SILENCED_SYSTEM_CHECKS = [*settings.SILENCED_SYSTEM_CHECKS, "pwexpire.W030"]
+    check()
+
+
+class OtherStore:
+    """Session middleware of a package that passes arguments of its own, and who it served."""
+
+    served: set[int] = set()
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        store = import_module(settings_of_django.SESSION_ENGINE).SessionStore
+        request.session = store(ip="", user_agent="", session_key=request.COOKIES["sessionid"])
+        request.user = get_user(request)
+        self.served.add(id(request.user))
+        return self.get_response(request)
+
+
+def test_check_understands_other_session_stores_and_has_one_user(settings):
+    own = "django.contrib.sessions.middleware.SessionMiddleware"
+    settings.MIDDLEWARE = [
+        f"{__name__}.OtherStore" if name == own else name for name in settings.MIDDLEWARE
+    ]
+    OtherStore.served.clear()
+    check()
+    assert len(OtherStore.served) == 1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -15,23 +16,25 @@ from django.contrib.auth.hashers import make_password
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.handlers.base import BaseHandler
 from django.db import connections, models, transaction
+from django.http import HttpResponse
 from django.test import RequestFactory, override_settings
 from django.urls import NoReverseMatch, reverse
 
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_FLAG
 from pwexpire.exceptions import ChangeURLNotFound
-from pwexpire.pages import find_url
+from pwexpire.exemptions import explain_loop, find_redirect
+from pwexpire.pages import find_dead_ends, find_logout_url, find_reset_url, find_url, strip_prefix
 from pwexpire.signals import expiry_enforced
 
 KEY = "pwexpire-check"
+# As many redirects as a chain of interstitials may have.
+HOPS_MAX = 5
 EXEMPT = (
     "pwexpire:password_change_done",
     "pwexpire_well_known",
-    "password_reset",
     "password_reset_done",
     "password_reset_complete",
-    "logout",
     "set_language",
     "admin:logout",
     "admin:password_change",
@@ -41,7 +44,13 @@ EXEMPT = (
 
 
 class SessionStore(SessionBase):
-    """In memory only; every key opens the same session, of the user of the probe."""
+    """In memory only; every key opens the same session, of the user of the probe.
+
+    Session middleware of other packages passes arguments of its own.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(KEY)
 
     def load(self) -> dict[str, Any]:
         user = probe_user()
@@ -74,7 +83,12 @@ _password = make_password(None).replace("!", "pwexpire$", 1)
 
 
 def probe_user() -> Any:
-    model = get_user_model()
+    """One object for a whole probe, whoever asks for it, as a view would have one of a row."""
+    return _make_user(get_user_model())
+
+
+@cache
+def _make_user(model: Any) -> Any:
     user = model(pk=_unused_key(model._meta.pk), password=_password)
     setattr(user, model.USERNAME_FIELD, KEY)
     return user
@@ -128,11 +142,31 @@ def unlogged() -> Iterator[None]:
         logger.disabled = before
 
 
-def probe() -> list[tuple[str, bool, bool]]:
-    """(request, was it held, should it be), through the site's own middleware; writes nothing."""
+# Whether a request was held, where it was redirected to inside the site, and the refusal.
+Sent = tuple[bool, str, str]
+
+
+class Probe(NamedTuple):
+    """``held``: whether it was; ``wanted``: whether it has to be. ``redirect``: where it led.
+
+    ``refusal``: the sentence that the middleware answered instead of sending the user in a circle.
+    """
+
+    request: str
+    held: bool
+    wanted: bool
+    redirect: str = ""
+    refusal: str = ""
+
+
+def probe() -> list[Probe]:
+    """Requests of a user who does not exist, through the site's own middleware; writes nothing.
+
+    A redirect is followed inside the site: another interstitial may stand in front of ours.
+    """
+    _make_user.cache_clear()
     hosts = [host for host in settings.ALLOWED_HOSTS if not host.startswith((".", "*"))]
     factory = RequestFactory(SERVER_NAME=hosts[0] if hosts else "localhost")
-    results = []
     probing = override_settings(
         SESSION_ENGINE=__name__,
         AUTHENTICATION_BACKENDS=[f"{__name__}.Backend"],
@@ -141,25 +175,91 @@ def probe() -> list[tuple[str, bool, bool]]:
     with probing, unlogged(), heard() as paths, rolled_back():
         handler = BaseHandler()
         handler.load_middleware()
-        for method, path, wanted in _requests():
+
+        def send(method: str, path: str) -> Sent:
             request = factory.generic(method, path, secure=True, headers={"accept": "text/html"})
             request.COOKIES[settings.SESSION_COOKIE_NAME] = KEY
             request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
             before = len(paths)
-            handler.get_response(request)
-            results.append((f"{method} {path}", len(paths) > before, wanted))
-    return results
+            response = handler.get_response(request)
+            there = find_redirect(request, response)
+            refusal = ""
+            if response.status_code == 503 and isinstance(response, HttpResponse):
+                refusal = response.content.decode()
+            return len(paths) > before, "" if there is None else there.path_info, refusal
+
+        return [_follow(send, *one) for one in _requests()]
 
 
-def _requests() -> Iterator[tuple[str, str, bool]]:
-    yield "GET", "/", True
-    yield "POST", "/", True
-    yield "GET", f"/{KEY}-no-such-page/", True
-    free = []
+def _follow(
+    send: Callable[[str, str], Sent], method: str, path: str, wanted: bool, change: bool
+) -> Probe:
+    """Only where it matters: what has to be held, and the change page; a log-out leads anywhere."""
+    held, there, refusal = send(method, path)
+    redirect = "" if held else there
+    for _ in range(HOPS_MAX if wanted or change else 0):
+        if held or not there:
+            break
+        held, there, _ = send("GET", there)
+    return Probe(f"{method} {path}", held, wanted, redirect, refusal if change else "")
+
+
+def explain_results(results: list[Probe]) -> str | None:
+    """What to mend, in one sentence; ``None``: nothing."""
+    return _explain_missed(results) or _explain_shut(results) or _explain_dead_ends()
+
+
+def _explain_missed(results: list[Probe]) -> str | None:
+    missed = [one for one in results if one.wanted and not one.held]
+    names = ", ".join(one.request for one in missed)
+    if missed and not conf.enforce:
+        return f"{names} not held: PWEXPIRE_ENFORCE is False."
+    turned = [f"{one.request} to {one.redirect}" for one in missed if one.redirect]
+    if turned:
+        return (
+            f"{names} not held: something in front of PasswordExpiryMiddleware redirects "
+            f"{', '.join(turned)}. Let PasswordExpiryMiddleware stand in front of it."
+        )
+    if missed:
+        return (
+            f"{names} not held: is pwexpire.middleware.PasswordExpiryMiddleware "
+            "in MIDDLEWARE, after AuthenticationMiddleware?"
+        )
+    return None
+
+
+def _explain_shut(results: list[Probe]) -> str | None:
+    shut = [one for one in results if one.held and not one.wanted]
+    for one in results:
+        if one.refusal:
+            return one.refusal
+        if one.redirect and one in shut:
+            return explain_loop(one.request.removeprefix("GET "), one.redirect, None)
+    if shut:
+        return (
+            f"{', '.join(one.request for one in shut)} held, but it has to stay reachable: name "
+            "its view in PWEXPIRE_EXEMPT_VIEWS."
+        )
+    return None
+
+
+def _explain_dead_ends() -> str | None:
+    silent = "pwexpire.W030" in settings.SILENCED_SYSTEM_CHECKS
+    for name, value, why in () if silent else find_dead_ends():
+        return f"{name} = {value!r} leads to no page of this site; users are sent there {why}."
+    return None
+
+
+def _requests() -> Iterator[tuple[str, str, bool, bool]]:
+    """Method, path, whether it has to be held, whether it is the change page."""
+    yield "GET", "/", True, False
+    yield "POST", "/", True, False
+    yield "GET", f"/{KEY}-no-such-page/", True, False
     with suppress(ChangeURLNotFound):
-        free.append(urlsplit(find_url(conf.change_url)).path)
-    for name in (*EXEMPT, conf.reset_url, *sorted(conf.exempt_views)):
+        yield "GET", strip_prefix(urlsplit(find_url(conf.change_url)).path), False, True
+    free = [find_reset_url(), find_logout_url()]
+    for name in (*EXEMPT, *sorted(conf.exempt_views)):
         with suppress(NoReverseMatch):
             free.append(reverse(name))
-    for path in dict.fromkeys(free):
-        yield "GET", path, False
+    for path in dict.fromkeys(strip_prefix(urlsplit(url).path) for url in free if url):
+        yield "GET", path, False, False

@@ -21,7 +21,7 @@ from pwexpire.feed import feed
 from pwexpire.management.arguments import add_verbs
 from pwexpire.management.formats import WRITERS, Write, replacing
 from pwexpire.management.listing import list_sessions, why_unlisted
-from pwexpire.management.probe import probe
+from pwexpire.management.probe import explain_results, probe
 from pwexpire.management.selectors import (
     SELECTORS,
     excluded,
@@ -216,21 +216,10 @@ class Command(BaseCommand):
             return explain(find_user(options["user"]))
         find_url(conf.change_url)
         results = probe()
-        missed = [name for name, held, wanted in results if wanted and not held]
-        if missed and not conf.enforce:
-            raise CommandError(f"{', '.join(missed)} not held: PWEXPIRE_ENFORCE is False.")
-        if missed:
-            raise CommandError(
-                f"{', '.join(missed)} not held: is pwexpire.middleware.PasswordExpiryMiddleware "
-                "in MIDDLEWARE, after AuthenticationMiddleware?"
-            )
-        shut = [name for name, held, wanted in results if held and not wanted]
-        if shut:
-            raise CommandError(
-                f"{', '.join(shut)} held, but it has to stay reachable: name its view in "
-                "PWEXPIRE_EXEMPT_VIEWS."
-            )
-        return [{"request": name, "held": held} for name, held, _ in results]
+        wrong = explain_results(results)
+        if wrong is not None:
+            raise CommandError(wrong)
+        return [{"request": one.request, "held": one.held} for one in results]
 
     def do_prune(self, options: dict[str, Any]) -> Any:
         if options["chunk"] < 1:
