@@ -11,3 +11,5 @@ DENIED_CODE = "password_denied"
 SIGNAL_IDS_MAX = 1_000
 # How a change may be demanded, the mildest first.
 REQUIRE_ORDER = ("warn", "change", "reset", "deny")
+# After these the user cannot log in with the password that they have.
+LOCKING = ("reset", "deny")

@@ -320,7 +320,7 @@ def test_with_the_database_read_only_nothing_new_is_half_in_force(cluster, postg
     time.sleep(max(0, aged - time.monotonic()) + 0.1)
     assert site.is_held(alice) and site.reaches(bob, "bob")
     assert site.is_held(carol) and site.is_held(carol)
-    for words in (["--user", "bob"], ["--everyone"]):
+    for words in (["--user", "bob"], ["--everyone", "--yes"]):
         run = site.manage("pwexpire", "expire", *words)
         assert run.returncode
         assert len(run.stderr.strip().splitlines()) == 1 and "read-only" in run.stderr

@@ -337,7 +337,7 @@ def test_an_expiry_is_announced_once(alice, bob, eve):
 @pytest.mark.parametrize("whom", [["--user", "alice"], ["--everyone", "--exclude", "bob"]])
 def test_an_expiry_announces_itself(alice, bob, whom):
     out = StringIO()
-    call = ["expire", *whom, "--reason", "policy", "--announce", "--format", "json"]
+    call = ["expire", *whom, "--reason", "policy", "--announce", "--yes", "--format", "json"]
     call_command("pwexpire", *call, stdout=out)
     told = json.loads(out.getvalue())
     assert (told["mails_sent"], told["mails_failed"]) == (1, 0)

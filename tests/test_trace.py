@@ -215,7 +215,7 @@ def test_the_name_of_a_deleted_user_is_nowhere(alice, bob, root):
         services.expire_passwords(chosen, actor=root, exclude=people.filter(username="root"))
         services.cancel_expiry(alice, actor=root, note="n")
     run("expire", "--user", "alice", "--actor", "root")
-    run("expire", "--everyone", "--exclude", "alice", "--actor", "root")
+    run("expire", "--everyone", "--exclude", "alice", "--actor", "root", "--yes")
     services.cancel_expiry(ExpiryBatch.objects.latest("pk"), actor=root, note="all clear")
     assert ExpiryBatch.objects.exclude(actor=None).exists()
     alice.delete()

@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,10 @@ Write = Callable[[str], object]
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\0", "＝", "＋", "－", "＠")
 
 
+# As many rows are read before the widths of a table are known.
+WIDTHS_FROM = 100
+
+
 class Rows(Iterator[dict[str, Any]]):
     """Rows that are made while they are written; ``columns`` are known before there is any."""
 
@@ -30,6 +35,10 @@ class Rows(Iterator[dict[str, Any]]):
 
     def __next__(self) -> dict[str, Any]:
         return dict(zip(self.columns, next(self.rows), strict=True))
+
+
+class Facts(dict[str, Any]):
+    """An answer that is written as a table of two columns, where it is written as text."""
 
 
 def show(value: Any) -> str:
@@ -48,11 +57,41 @@ def write_json(answer: Any, write: Write) -> None:
 
 
 def write_text(answer: Any, write: Write) -> None:
+    if isinstance(answer, Rows):
+        _write_table(answer, write)
+        return
     for row in [answer] if isinstance(answer, dict) else answer:
-        said = row.get("sentences") or [
-            "  ".join(f"{name}: {show(value)}" for name, value in row.items())
-        ]
-        write("\n".join(said) + "\n")
+        if isinstance(row, Facts):
+            width = max(map(len, row))
+            lines = [
+                f"{name:<{width}}  {_show_plain(value)}".rstrip() for name, value in row.items()
+            ]
+        else:
+            lines = row.get("sentences") or [
+                "  ".join(f"{name}: {show(value)}" for name, value in row.items())
+            ]
+        write("\n".join(lines) + "\n")
+
+
+def _write_table(answer: Rows, write: Write) -> None:
+    # Rows are streamed: the first page decides on the widths, a longer value later shifts its line.
+    page = [[_show_plain(value) for value in row] for row in islice(answer.rows, WIDTHS_FROM)]
+    widths = [max(map(len, column)) for column in zip(answer.columns, *page, strict=True)]
+    rest = ([_show_plain(value) for value in row] for row in answer.rows)
+    for row in chain([list(answer.columns), ["-" * width for width in widths]], page, rest):
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        write("  ".join(cells).rstrip() + "\n")
+
+
+def _show_plain(value: Any) -> str:
+    """Return ``value`` in words and on one line: yes, no, a list with commas."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_show_plain, value)) or "-"
+    return " ".join(show(value).split())
 
 
 def write_csv(answer: Rows, write: Write) -> None:

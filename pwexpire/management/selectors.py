@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,30 +22,47 @@ from django.utils.dateparse import parse_datetime
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
+from pwexpire.services.selection import shorten
 from pwexpire.services.status import read_state
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 SELECTORS = ("user", "users_from", "group", "staff", "changed_before")
 CHUNK = 500
+# As many names as a person reads; a list of leaked accounts may have a million unknown ones.
+NAMES_MAX = 10
+NAME_MAX = 60
+ALLOW_EMPTY = "accept that no user is selected"
+COMBINED = "Users are selected if they match every kind of selector that is given."
 
 
 def add_selectors(parser: ArgumentParser) -> None:
-    add = parser.add_argument
+    words = f"{COMBINED} Names, groups and exclusions can be repeated; any of them matches."
+    add = parser.add_argument_group("selectors", words).add_argument
     add("--user", action="append", default=[], metavar="NAME", help="a name or e-mail; repeatable")
     add("--users-from", metavar="FILE", help="one name or e-mail a line; - reads standard input")
+    add("--ignore-unknown", action="store_true", help="skip the unknown names of --users-from")
     add("--group", action="append", default=[], metavar="NAME", help="members; repeatable")
     add("--staff", action="store_true", help="users who may log in to the admin")
     add("--changed-before", metavar="90d|DATE", help="the last change is older than this")
     add("--everyone", action="store_true", help="every user there is now")
-    add("--exclude", action="append", default=[], metavar="NAME", help="who stays out; repeatable")
+    add(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="users to leave out; repeatable",
+    )
 
 
 def names_somebody(options: dict[str, Any]) -> bool:
     return any(options[name] for name in (*SELECTORS, "everyone", "exclude"))
 
 
-def select(options: dict[str, Any]) -> QuerySet[Any]:
-    """The users that all given kinds of selectors mean. Raises ``CommandError``."""
+def select(options: dict[str, Any], notice: Callable[[str], None]) -> QuerySet[Any]:
+    """Return the users who match all given kinds of selectors. Raises ``CommandError``.
+
+    ``notice`` gets a sentence for the operator where kinds are combined or names are skipped.
+    """
     given = [name for name in SELECTORS if options.get(name)]
     if options["everyone"] and given:
         raise CommandError("--everyone goes with no other selector but --exclude.")
@@ -54,8 +71,11 @@ def select(options: dict[str, Any]) -> QuerySet[Any]:
             "Say who is meant: --user, --users-from, --group, --staff, --changed-before "
             "or --everyone."
         )
+    kinds = [f"--{name.replace('_', '-')}" for name in given]
+    if len(kinds) > 1:
+        notice(f"Users are selected if they match all of {', '.join(kinds)}.")
     users = get_user_model()._base_manager.using(feed.using).all()
-    named = _named(options)
+    named = _find_named(options, notice)
     if named is not None:
         users = users.filter(pk__in=named)
     if options["group"]:
@@ -75,16 +95,38 @@ def excluded(options: dict[str, Any]) -> QuerySet[Any] | None:
     return get_user_model()._base_manager.using(feed.using).filter(pk__in=out)[: len(out)]
 
 
-def _named(options: dict[str, Any]) -> set[Any] | None:
+def _find_named(options: dict[str, Any], notice: Callable[[str], None]) -> set[Any] | None:
     """Primary keys that ``--user`` and ``--users-from`` agree on; ``None`` if neither is given."""
-    names = [options["user"]] if options["user"] else []
+    found = [set(find_users(options["user"]))] if options["user"] else []
     if options["users_from"]:
-        names.append(read_names(options["users_from"]))
-    return set.intersection(*(set(find_users(some)) for some in names)) if names else None
+        names = read_names(options["users_from"])
+        if options["ignore_unknown"]:
+            known, unknown = _match_names(names)
+            if unknown:
+                notice(f"Skipped {len(unknown):,} unknown names: {list_some(unknown)}.")
+        else:
+            known = find_users(names)
+        found.append(set(known))
+    return set.intersection(*found) if found else None
 
 
 def find_users(names: list[str]) -> list[Any]:
-    """Primary keys of all ``names``; if any is unknown, all unknown ones are told, and no more."""
+    """Return the primary keys of ``names``. Raises ``CommandError`` if any of them is unknown."""
+    found, unknown = _match_names(names)
+    if unknown:
+        raise CommandError(f"Unknown users, nothing was done: {list_some(unknown)}.")
+    return found
+
+
+def list_some(names: list[str]) -> str:
+    """Return at most ten of ``names`` in words, and how many there are if there are more."""
+    words = ", ".join(shorten(name, NAME_MAX) for name in names[:NAMES_MAX])
+    more = len(names) - NAMES_MAX
+    return f"{words} and {more:,} more ({len(names):,} in all)" if more > 0 else words
+
+
+def _match_names(names: list[str]) -> tuple[list[Any], list[str]]:
+    """Return the primary keys of the known names, and the names that are unknown or ambiguous."""
     model = get_user_model()
     email = model.get_email_field_name()
     known = _look_up(F(model.USERNAME_FIELD), names)
@@ -100,9 +142,7 @@ def find_users(names: list[str]) -> list[Any]:
             found.append(mine[0])
         else:
             unknown.append(f"{name} (more than one)" if mine else name)
-    if unknown:
-        raise CommandError(f"Unknown users, nothing was done: {', '.join(unknown)}.")
-    return found
+    return found, unknown
 
 
 def _look_up(column: Any, values: Iterable[str]) -> dict[Any, list[Any]]:
@@ -174,7 +214,7 @@ def _groups(names: list[str]) -> list[Any]:
     groups = {group.name: group for group in Group.objects.using(feed.using).filter(name__in=names)}
     missing = [name for name in names if name not in groups]
     if missing:
-        raise CommandError(f"Unknown groups, nothing was done: {', '.join(missing)}.")
+        raise CommandError(f"Unknown groups, nothing was done: {list_some(missing)}.")
     return list(groups.values())
 
 

@@ -42,7 +42,8 @@ class ExpiryPreview:
     sessions: int | None
 
 
-def _batch(**given: Any) -> ExpiryBatch:
+def draft_batch(**given: Any) -> ExpiryBatch:
+    """Return an unsaved batch of what is ``given``. Raises ``InvalidRequest``; writes nothing."""
     reason, require, sessions = given["reason"], given["require"], given["sessions"]
     reasons = {*Reason.values, *conf.reasons}
     if reason not in reasons:
@@ -108,7 +109,7 @@ def expire_passwords(
     Raises ``InvalidRequest`` before anything is written.
     """
     chosen = Selection(users, exclude=exclude)
-    batch = _batch(
+    batch = draft_batch(
         reason=reason,
         require=require,
         sessions=sessions,
@@ -137,7 +138,7 @@ def expire_everyone(
     """
     out = Selection(exclude) if exclude is not None else None
     said = "everyone" if out is None else f"everyone without {out.in_words()}"
-    batch = _batch(
+    batch = draft_batch(
         reason=reason,
         require=require,
         sessions=sessions,
@@ -291,7 +292,7 @@ def preview_expiry(users: Any, *, exclude: Any = None) -> ExpiryPreview:
         total += seen
         not_applicable += seen - usable.count()
         already += usable.filter(open_demand()).count()
-    found = sum(len(owners) for owners in find_sessions(selection))
+    found = sum(len(owners) for owners in find_sessions(selection, read_only=True))
     return ExpiryPreview(
         users=total,
         already_expired=already,

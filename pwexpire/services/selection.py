@@ -80,6 +80,13 @@ class Selection:
             return all_users().filter(pk__in=pks)
         return users.exclude(pk__in=out)
 
+    def count(self) -> int:
+        count, after = 0, ""
+        while part := self.part(after):
+            users, after = part
+            count += users.count()
+        return count
+
     def chunks(self, size: int = CHUNK) -> Iterator[list[Any]]:
         """Lists of primary keys, in their order."""
         after = ""

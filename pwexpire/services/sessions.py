@@ -11,11 +11,11 @@ from typing import Any
 from django.db import transaction
 
 from pwexpire.feed import feed
-from pwexpire.models import SessionEntry
+from pwexpire.models import EnforcementState, SessionEntry
 from pwexpire.services.index import build_index, uses_index
 from pwexpire.services.selection import CHUNK, Selection, key_text
 from pwexpire.services.staging import Progress
-from pwexpire.services.status import open_demands, read_state
+from pwexpire.services.status import open_demands
 from pwexpire.sessionstore.base import Outcome, SessionAdapter
 from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.sessionstore.rows import pages
@@ -49,11 +49,16 @@ def finds_by_user(adapter: SessionAdapter) -> bool:
     return adapter.supports_user_lookup or uses_index(adapter)
 
 
-def complete_index(adapter: SessionAdapter) -> None:
-    """Sessions that were there before pwexpire are not in the index yet."""
+def lacks_index(adapter: SessionAdapter) -> bool:
+    """Whether the sessions that were there before pwexpire are not in the index yet."""
     if adapter.supports_user_lookup or not uses_index(adapter):
-        return
-    if adapter.supports_enumerate and not read_state().index_complete:
+        return False
+    built = EnforcementState.objects.using(feed.using).filter(index_complete=True)
+    return adapter.supports_enumerate and not built.exists()
+
+
+def complete_index(adapter: SessionAdapter) -> None:
+    if lacks_index(adapter):
         build_index(adapter)
 
 
@@ -64,13 +69,16 @@ def sessions_of(pks: list[Any]) -> Iterator[Owners]:
         yield {key: owners[owner] for key, owner in page if owner in owners}
 
 
-def find_sessions(selection: Selection, *, after: str = "", last: str = "") -> Iterator[Owners]:
+def find_sessions(
+    selection: Selection, *, after: str = "", last: str = "", read_only: bool = False
+) -> Iterator[Owners]:
     """The stored sessions of the selected users, a page at a time.
 
     Where all sessions have to be read: those whose key is after ``after``, up to ``last``.
+    ``read_only``: read all of them rather than build the index that is missing.
     """
     adapter = get_adapter()
-    if finds_by_user(adapter):
+    if finds_by_user(adapter) and not (read_only and lacks_index(adapter)):
         complete_index(adapter)
         if adapter.supports_user_lookup:
             for pks in selection.chunks():

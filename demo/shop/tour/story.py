@@ -237,9 +237,9 @@ class Story:
 
     def alices_password_is_stolen(self) -> None:
         self.report.step("alice's password turns up in a leak: it is withdrawn, only a link helps")
-        say = "manage.py pwexpire expire --user alice --require reset --reason compromised"
+        say = "manage.py pwexpire expire --user alice --require reset --reason compromised --yes"
         self.report.say(say)
-        wanted = {"require": "reset", "reason": "compromised", "format": "json"}
+        wanted = {"require": "reset", "reason": "compromised", "format": "json", "yes": True}
         call_command("pwexpire", "expire", "--user", "alice", stdout=StringIO(), **wanted)
         time.sleep(settings.PWEXPIRE_POLL_SECONDS)
         for browser in self.alices:

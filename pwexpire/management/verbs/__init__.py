@@ -1,17 +1,45 @@
-"""Verbs of the command with a module of their own: ``add`` its arguments, ``run`` it.
+"""The verbs of the command, a module each: ``add`` adds its arguments, ``run`` does it.
 
-``run(options, stdout)`` returns what is told, as the ``do_`` methods of the command do.
+``run(options, console)`` returns the answer that is written: a dictionary, or an iterable of them.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
 
-from pwexpire.management.verbs import backfill, notify, policy, report
+from pwexpire.management.verbs import (
+    backfill,
+    cancel,
+    check,
+    expire,
+    notify,
+    policy,
+    preview,
+    prune,
+    reindex,
+    report,
+    resume,
+    sessions,
+    status,
+    stop,
+)
 
 VERBS: dict[str, ModuleType] = {
-    "backfill": backfill,
-    "notify": notify,
-    "policy": policy,
-    "report": report,
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        expire,
+        preview,
+        cancel,
+        stop,
+        resume,
+        status,
+        sessions,
+        check,
+        reindex,
+        prune,
+        policy,
+        notify,
+        report,
+        backfill,
+    )
 }

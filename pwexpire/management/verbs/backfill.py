@@ -37,7 +37,7 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
     parser.add_argument("--seen", action="store_true", help="refused, and says why")
 
 
-def run(options: dict[str, Any], stdout: Any) -> Any:
+def run(options: dict[str, Any], console: Any) -> Any:
     if options["seen"]:
         raise CommandError(SEEN)
     given = options["max_age"]
@@ -49,7 +49,7 @@ def run(options: dict[str, Any], stdout: Any) -> Any:
         joined=joined,
         max_age=parse_duration("--max-age", given) if given else None,
     )
-    chosen = choose_users(options)
+    chosen = choose_users(options, console)
     if not given and not _may_age():
         return {"users": 0, "written": 0, "sentences": [NOTHING_AGES]}
     if not options["dry_run"]:

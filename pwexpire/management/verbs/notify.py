@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from pwexpire.exceptions import TasksUnavailable
-from pwexpire.feed import feed
+from pwexpire.management.batches import find_batch
 from pwexpire.management.selectors import add_selectors, names_somebody
 from pwexpire.management.verbs.choosing import chosen_users
 from pwexpire.models import ExpiryBatch
@@ -32,11 +32,11 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
     )
 
 
-def run(options: dict[str, Any], stdout: Any) -> Any:
+def run(options: dict[str, Any], console: Any) -> Any:
     limit, dry_run = options["limit"], options["dry_run"]
     if limit is not None and limit < 1:
         raise CommandError("--limit must be 1 or more.")
-    batch = _find_batch(options)
+    batch = _find_announced(options)
     if options["enqueue"]:
         return _enqueue(options, batch)
     if options["retry_unsent"] and not dry_run:
@@ -44,7 +44,7 @@ def run(options: dict[str, Any], stdout: Any) -> Any:
     if batch is not None:
         report = announce_expiry(batch, dry_run=dry_run, limit=limit)
     else:
-        users, exclude = chosen_users(options)
+        users, exclude = chosen_users(options, console)
         report = notify_users(users, exclude=exclude, dry_run=dry_run, limit=limit)
     told = _told(report, dry_run)
     if report.failed:
@@ -55,15 +55,12 @@ def run(options: dict[str, Any], stdout: Any) -> Any:
     return told
 
 
-def _find_batch(options: dict[str, Any]) -> ExpiryBatch | None:
+def _find_announced(options: dict[str, Any]) -> ExpiryBatch | None:
     if options["batch"] is None:
         return None
     if names_somebody(options):
         raise CommandError("--batch tells the users of a batch: it goes with no selector.")
-    batch = ExpiryBatch.objects.using(feed.using).filter(pk=options["batch"]).first()
-    if batch is None:
-        raise CommandError(f"There is no batch {options['batch']}.")
-    return batch
+    return find_batch(options["batch"])
 
 
 def _enqueue(options: dict[str, Any], batch: ExpiryBatch | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def add(verb: Callable[[str, str], Any]) -> None:
     policy.add_argument("--user", metavar="NAME", help="which of them is meant for a user, and why")
 
 
-def run(options: dict[str, Any], stdout: Any) -> Any:
+def run(options: dict[str, Any], console: Any) -> Any:
     if options["user"]:
         return _of_user(options["user"])
     if options["preset"]:

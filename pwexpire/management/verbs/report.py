@@ -34,7 +34,7 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
     parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
 
 
-def run(options: dict[str, Any], stdout: Any) -> Any:
+def run(options: dict[str, Any], console: Any) -> Any:
     if options["batches"]:
         if names_somebody(options):
             raise CommandError("--batches tells of all batches: it goes with no selector.")
@@ -47,7 +47,7 @@ def run(options: dict[str, Any], stdout: Any) -> Any:
         if names_somebody(options):
             raise CommandError("--cancellations shows all of them: it goes with no selector.")
         return Rows(CancellationEvidence._fields, cancellation_rows())
-    found = rows(choose_users(options))
+    found = rows(choose_users(options, console))
     if not options["totals"]:
         return Rows(Evidence._fields, found)
     totals = total(found)

@@ -1,0 +1,56 @@
+"""What a verb says beside its answer: notices, questions and progress, all on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from pwexpire.services.staging import Progress
+
+
+class Console:
+    """Standard error of the command; ``quiet``: no notices and no progress bar."""
+
+    def __init__(self, stderr: Any, *, quiet: bool = False) -> None:
+        self.stderr = stderr
+        self.quiet = quiet
+
+    def notice(self, text: str) -> None:
+        if not self.quiet:
+            self.stderr.write(text)
+
+    def confirm(self, what: str) -> None:
+        """Ask on a terminal whether to go on; raise ``CommandError`` elsewhere, or on a no."""
+        # A job without a terminal has nobody to ask, and its standard input may be closed.
+        if sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty():
+            raise CommandError(f"{what} Nothing was done: confirm it with --yes.")
+        self.stderr.write(f"{what} Continue? [y/N] ", ending="")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise CommandError("Nothing was done.")
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress | None]:
+        """A progress bar on a terminal, if the extra ``progress`` is installed."""
+        bar_of = None if self.quiet or not sys.stderr.isatty() else _find_tqdm()
+        if bar_of is None:
+            yield None
+            return
+        with bar_of(unit=" rows", file=sys.stderr) as bar:
+
+            def progress(done: int, total: int | None) -> None:
+                bar.n = done
+                bar.refresh()
+
+            yield progress
+
+
+def _find_tqdm() -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm

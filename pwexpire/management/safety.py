@@ -1,0 +1,74 @@
+"""What stands between an operator's mistake and the users."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from pwexpire.constants import LOCKING
+from pwexpire.management.console import Console
+from pwexpire.management.selectors import COMBINED, list_some
+from pwexpire.services.evidence import usernames
+from pwexpire.services.ranks import find_lockout, find_outranked, may_cancel_own
+from pwexpire.services.selection import Selection
+
+# More users than a person reads through before they confirm.
+ASK_ABOVE = 100
+
+
+def count_selected(selection: Selection, options: dict[str, Any]) -> int:
+    """Return how many users are selected. Raises ``CommandError`` if there are none."""
+    count = selection.count()
+    if not count and not options["allow_empty"]:
+        raise CommandError(
+            f"No user is selected, nothing was done. {COMBINED} "
+            "--allow-empty accepts an empty selection."
+        )
+    return count
+
+
+def confirm_expiry(options: dict[str, Any], count: int, console: Console) -> None:
+    """Ask before an expiry of many users, or one that only others can end for them."""
+    harmless = count <= ASK_ABOVE and options["require"] not in LOCKING
+    if options["yes"] or (harmless and not options["everyone"]):
+        return
+    users = "1 user" if count == 1 else f"{count:,} users"
+    console.confirm(f"This expires the passwords of {users} (require: {options['require']}).")
+
+
+def refuse_lockout(options: dict[str, Any], actor: Any, selection: Selection) -> None:
+    """Refuse to lock out the actor, or the last active superuser, without ``--force``."""
+    if options["require"] not in LOCKING or options["force"]:
+        return
+    found = find_lockout(selection, actor)
+    words = [
+        words
+        for words, locked in (
+            ("the actor", found.actor),
+            ("the last active superuser", found.last_superuser),
+        )
+        if locked
+    ]
+    if words:
+        raise CommandError(
+            f"This would lock out {' and '.join(words)}, nothing was done. "
+            "Leave them out with --exclude, or insist with --force."
+        )
+
+
+def refuse_by_rank(actor: Any, selection: Selection, *, cancelling: bool) -> None:
+    """Refuse what ``actor`` may not do; without an actor the operator is trusted."""
+    if actor is None:
+        return
+    outranked = find_outranked(actor, selection)
+    if outranked:
+        names = list_some([str(name) for name in usernames(outranked).values()])
+        raise CommandError(
+            f"{actor.get_username()} is not a superuser and may not expire or cancel one, "
+            f"nothing was done: {names}."
+        )
+    if cancelling and not may_cancel_own(actor, selection):
+        raise CommandError(
+            f"{actor.get_username()} may not cancel a demand on themselves, nothing was done."
+        )

@@ -1,0 +1,57 @@
+"""Cancel demands."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from pwexpire.management.batches import find_batch
+from pwexpire.management.console import Console
+from pwexpire.management.safety import count_selected, refuse_by_rank
+from pwexpire.management.selectors import (
+    ALLOW_EMPTY,
+    add_selectors,
+    find_user,
+    names_somebody,
+    select,
+)
+from pwexpire.services.cancellations import cancel_expiry
+from pwexpire.services.selection import Selection, all_users, members
+from pwexpire.services.status import active_batches, open_demand, usable_password
+
+
+def add(verb: Callable[..., ArgumentParser]) -> None:
+    parser = verb("cancel", "Cancel the demands on the selected users, or those of a batch.")
+    add_selectors(parser)
+    parser.add_argument("--batch", type=int, metavar="ID")
+    parser.add_argument("--allow-empty", action="store_true", help=ALLOW_EMPTY)
+    parser.add_argument("--note", default="")
+    parser.add_argument("--actor", metavar="NAME", help="the user who cancels; their rank counts")
+
+
+def run(options: dict[str, Any], console: Console) -> Any:
+    actor = find_user(options["actor"])
+    given = {"actor": actor, "note": options["note"]}
+    if options["batch"] is not None:
+        if names_somebody(options):
+            raise CommandError("--batch cancels all of a batch: it goes with no selector.")
+        batch = find_batch(options["batch"])
+        users = all_users() if batch.everyone else members(batch)
+        refuse_by_rank(actor, Selection(users), cancelling=True)
+        return {"users_cancelled": cancel_expiry(batch, **given)}
+    if options["exclude"]:
+        raise CommandError("cancel takes no --exclude: name the users whose demand is cancelled.")
+    users = select(options, console.notice)
+    selection = Selection(users)
+    count_selected(selection, options)
+    refuse_by_rank(actor, selection, cancelling=True)
+    if not options["everyone"]:
+        return {"users_cancelled": cancel_expiry(users, **given)}
+    cancelled = users.filter(usable_password() & open_demand()).count()
+    for batch in active_batches().filter(everyone=True):
+        cancel_expiry(batch, **given)
+    cancel_expiry(users, **given)
+    return {"users_cancelled": cancelled}

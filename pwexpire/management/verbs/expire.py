@@ -1,0 +1,107 @@
+"""Demand a new password of the selected users."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from pwexpire.constants import REQUIRE_ORDER
+from pwexpire.management.batches import COUNTS, ENQUEUE, describe_batch, find_enqueuer
+from pwexpire.management.console import Console
+from pwexpire.management.formats import Facts
+from pwexpire.management.safety import (
+    confirm_expiry,
+    count_selected,
+    refuse_by_rank,
+    refuse_lockout,
+)
+from pwexpire.management.selectors import (
+    ALLOW_EMPTY,
+    SELECTORS,
+    add_selectors,
+    excluded,
+    find_user,
+    select,
+)
+from pwexpire.models import ExpiryBatch, Reason, SessionAction
+from pwexpire.services.batches import (
+    draft_batch,
+    expire_everyone,
+    expire_passwords,
+    preview_expiry,
+)
+from pwexpire.services.notices import announce_expiry
+from pwexpire.services.selection import Selection
+
+FORCE = "with reset or deny: also lock the actor or the last active superuser out"
+
+
+def add(verb: Callable[..., ArgumentParser]) -> None:
+    parser = verb("expire", "Demand a new password of the selected users.")
+    add_selectors(parser)
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="count, and write nothing")
+    add("--reason", default=Reason.ADMIN.value)
+    add("--require", default="change", metavar="|".join(REQUIRE_ORDER))
+    add("--sessions", choices=SessionAction.values, default=SessionAction.FLAG.value)
+    add("--note", default="")
+    add("--actor", metavar="NAME", help="the user who asks for it; their rank counts")
+    add("--enqueue", action="store_true", help=ENQUEUE)
+    add("--announce", action="store_true", help="tell the users by e-mail")
+    add("--yes", action="store_true", help="do not ask, whatever the number of users")
+    add("--force", action="store_true", help=FORCE)
+    add("--allow-empty", action="store_true", help=ALLOW_EMPTY)
+
+
+def run(options: dict[str, Any], console: Console) -> Any:
+    actor, out = find_user(options["actor"]), excluded(options)
+    given = {name: options[name] for name in ("reason", "require", "sessions", "note")}
+    given |= {"actor": actor, "selection": _selectors_as_typed(options)}
+    # Drafted first, so that a dry run refuses whatever the run would refuse.
+    draft_batch(**given)
+    # Read once: standard input can name the users only once.
+    users = select(options, console.notice)
+    selection = Selection(users, exclude=out)
+    count = count_selected(selection, options)
+    refuse_by_rank(actor, selection, cancelling=False)
+    refuse_lockout(options, actor, selection)
+    if options["dry_run"]:
+        return Facts(asdict(preview_expiry(users, exclude=out)))
+    if count == 0:
+        return {"batch": None, **dict.fromkeys(COUNTS, 0)}
+    confirm_expiry(options, count, console)
+    batch = _expire_selected(options, users, {**given, "exclude": out}, console)
+    answer = describe_batch(batch)
+    if options["announce"] and batch.number is not None:  # without a number it reached nobody
+        report = announce_expiry(batch)
+        answer |= {"mails_sent": report.sent, "mails_failed": report.failed}
+    return answer
+
+
+def _expire_selected(
+    options: dict[str, Any], users: Any, given: dict[str, Any], console: Console
+) -> ExpiryBatch:
+    enqueue = None if options["everyone"] else find_enqueuer(options)
+    with console.progress() as progress:
+        if options["everyone"]:
+            return expire_everyone(**given, progress=progress)
+        batch = expire_passwords(users, **given, progress=progress, defer=enqueue is not None)
+    if enqueue is not None:
+        enqueue(batch)
+    return batch
+
+
+def _selectors_as_typed(options: dict[str, Any]) -> str:
+    """The selectors, for the record; the names of users are left out, to outlive no user."""
+    words = []
+    for name in (*SELECTORS, "everyone", "exclude"):
+        value, option = options[name], f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        else:
+            for one in value if isinstance(value, list) else filter(None, [value]):
+                words += [option, "…" if name in ("user", "exclude") else shlex.quote(one)]
+    return " ".join(words)

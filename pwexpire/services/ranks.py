@@ -1,0 +1,59 @@
+"""Who may expire or cancel whom, and whom an expiry would lock out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.contrib.auth import get_user_model
+
+from pwexpire.constants import LOCKING
+from pwexpire.services.selection import Selection, all_users, key_text
+from pwexpire.services.status import open_demand, password_status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lockout:
+    """Whom a RESET or DENY of a selection would leave without a way in of their own."""
+
+    actor: bool
+    last_superuser: bool
+
+
+def find_outranked(actor: Any, selection: Selection) -> set[Any]:
+    """Return the keys of the selected users whose rank is above that of ``actor``."""
+    if getattr(actor, "is_superuser", False):
+        return set()
+    return _select_among(selection, [user.pk for user in _superusers()])
+
+
+def may_cancel_own(actor: Any, selection: Selection) -> bool:
+    """Return whether ``actor`` is not selected, or has no open demand that could be cancelled."""
+    if not _select_among(selection, [actor.pk]):
+        return True
+    return not all_users().filter(open_demand(), pk=actor.pk).exists()
+
+
+def find_lockout(selection: Selection, actor: Any) -> Lockout:
+    """Return who of ``actor`` and the last active superuser is in the selection."""
+    itself = actor is not None and bool(_select_among(selection, [actor.pk]))
+    active = [user for user in _superusers() if getattr(user, "is_active", True)]
+    selected = _select_among(selection, [user.pk for user in active])
+    # Only who has a password loses it; who keeps another way in remains.
+    lost = {user.pk for user in active if user.pk in selected and user.has_usable_password()}
+    remaining = (
+        user
+        for user in active
+        if user.pk not in lost and password_status(user).require not in LOCKING
+    )
+    return Lockout(actor=itself, last_superuser=bool(lost) and not any(remaining))
+
+
+def _superusers() -> list[Any]:
+    if "is_superuser" not in {field.name for field in get_user_model()._meta.concrete_fields}:
+        return []
+    return list(all_users().filter(is_superuser=True))
+
+
+def _select_among(selection: Selection, pks: list[Any]) -> set[Any]:
+    return selection.among(key_text(pk) for pk in pks)
