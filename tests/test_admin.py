@@ -57,7 +57,7 @@ def test_expire(office, alice, root):
     assert done.status_code == 302
     batch = ExpiryBatch.objects.get()
     assert (batch.reason, batch.note, batch.actor) == ("compromised", "4711", root)
-    entry = LogEntry.objects.get()
+    entry = LogEntry.objects.get(content_type__model="expirybatch")
     assert "1 password was expired." in entry.change_message and entry.object_id == str(batch.pk)
     assert b"1 password was expired." in office.get(URL).content
 

@@ -35,6 +35,8 @@ FLOORS = [
         "testing",
         "validators",
     ],
+    ["admin_log"],
+    ["admin_actions"],
     [
         "admin",
         "context_processors",
