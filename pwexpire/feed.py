@@ -190,8 +190,8 @@ class Feed:
         users = dict(known.users)
         for user_id, number in rows:
             users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
-        # Read after the demands: a cancellation in between moves an end from there to here. Who
-        # changed the password since has no older session that still answers.
+        # Read after the demands: a cancellation in between moves an end from there to here. Users
+        # who changed the password since have no older session that still answers.
         ends = PasswordRecord.objects.using(using).filter(
             ended__gt=known.counter, satisfied__lt=F("ended")
         )

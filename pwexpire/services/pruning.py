@@ -43,7 +43,7 @@ def _delete_chunks(rows: QuerySet[Any], chunk: int) -> int:
 def prune_cancelled(chunk: int = CHUNK) -> int:
     """Remove the demands, exclusions and parts of cancelled batches; how many went."""
     cancelled = Q(batch__state=BatchState.CANCELLED)
-    # Whom a batch on everyone left out keeps the sessions, and its end outlives the cancellation.
+    # Users who were left out of the end of all sessions keep theirs: the end outlives its batch.
     keeps_sessions = Q(batch__everyone=True, batch__sessions=SessionAction.END)
     return sum(
         _delete_chunks(rows, chunk)
@@ -82,7 +82,7 @@ def _finish_batches() -> None:
     in_transaction(lambda: satisfied.update(state=BatchState.FINISHED), using=feed.using)
     for batch in done.filter(everyone=True):
         if not wanted_of_everyone(batch).exists():
-            # Whoever cancelled it meanwhile has the last word.
+            # The state is asked again: a cancellation meanwhile must not be overwritten.
             done.filter(pk=batch.pk).update(state=BatchState.FINISHED)
 
 
