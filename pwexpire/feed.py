@@ -187,16 +187,15 @@ class Feed:
             .filter(batch__number__gt=known.counter, batch__cancelled_at__isnull=True)
             .values_list("user_id", "batch__number")[: USERS_MAX + 1]
         )
-        users = dict(known.users)
-        for user_id, number in rows:
-            users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
         # Read after the demands: a cancellation in between moves an end from there to here. Users
         # who changed the password since have no older session that still answers.
         ends = PasswordRecord.objects.using(using).filter(
             ended__gt=known.counter, satisfied__lt=F("ended")
         )
-        for user_id, number in ends.values_list("user_id", "ended")[: USERS_MAX + 1]:
-            users[str(user_id)] = max(users.get(str(user_id), 0), number)
+        rows += ends.values_list("user_id", "ended")[: USERS_MAX + 1]
+        users = dict(known.users)
+        for user_id, number in rows:
+            users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
         floor = max(floor, known.floor)
         if len(rows) > USERS_MAX or len(users) > USERS_MAX:
             floor, users = max(floor, counter), {}

@@ -83,17 +83,22 @@ def find_sessions(
         if adapter.supports_user_lookup:
             for pks in selection.chunks():
                 yield from sessions_of(pks)
-            return
-        after = ""
-        while part := selection.part(after):
-            users, after = part
-            entries = SessionEntry.objects.using(feed.using).filter(user_id__in=users.values("pk"))
-            yield from (dict(page) for page in pages(entries, "user_id") if page)
+        else:
+            yield from _find_indexed(selection)
     elif adapter.supports_enumerate:
         stored = adapter.sessions(after=after, chunk=CHUNK, last=last)
         while page := list(islice(stored, CHUNK)):
             owners = {key_text(pk): pk for pk in selection.among(r.user_id or "" for r in page)}
             yield {row.key: owners[row.user_id] for row in page if row.user_id in owners}
+
+
+def _find_indexed(selection: Selection) -> Iterator[Owners]:
+    after = ""
+    while part := selection.part(after):
+        users, after = part
+        entries = SessionEntry.objects.using(feed.using).filter(user_id__in=users.values("pk"))
+        # Pages by key: behind a pool of connections no cursor lives until the next statement.
+        yield from (dict(page) for page in pages(entries, "user_id") if page)
 
 
 def delete_sessions(owners: Mapping[str, Any]) -> Counter[Outcome]:
