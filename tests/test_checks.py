@@ -3,11 +3,15 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.contrib import admin
+from django.contrib.auth import get_user_model
+from django.contrib.auth.admin import UserAdmin
 from django.core.checks import run_checks
 from django.urls import clear_script_prefix, path, set_script_prefix
 
 from pwexpire import checks
-from pwexpire.checks import configuration
+from pwexpire.admin import expire_passwords_action
+from pwexpire.checks import configuration, site
 from pwexpire.management.probe import SessionStore, probe
 from pwexpire.policy import Policy
 from tests.urls import home, urlpatterns
@@ -394,3 +398,23 @@ def test_w030_pages_of_django_that_lead_nowhere(settings, name):
         assert message.id == "pwexpire.W030" and message.msg.startswith(f"{name} = {wrong!r}")
     settings.ROOT_URLCONF = None
     assert checks.check_dead_ends(None) == checks.check_way_out(None) == []
+
+
+def test_i034_an_admin_without_the_action(settings, monkeypatch):
+    assert checks.check_user_admin(None) == []
+    other = admin.AdminSite("other")
+    settings.ROOT_URLCONF = (path("other/", other.urls),)
+    assert checks.check_user_admin(None) == []  # no users there
+    other.register(get_user_model(), UserAdmin)
+    settings.ROOT_URLCONF = (path("other/", other.urls), path("", home, name="home"))
+    (message,) = checks.check_user_admin(None)
+    assert message.id == "pwexpire.I034" and "extend_user_admin" in message.hint
+    by_hand = type("ByHand", (UserAdmin,), {"actions": [expire_passwords_action]})
+    other.unregister(get_user_model())
+    other.register(get_user_model(), by_hand)
+    settings.ROOT_URLCONF = (path("other/", other.urls),)
+    assert checks.check_user_admin(None) == []
+    settings.ROOT_URLCONF = None
+    assert checks.check_user_admin(None) == []
+    monkeypatch.setattr(site.apps, "is_installed", lambda name: False)
+    assert checks.check_user_admin(None) == []

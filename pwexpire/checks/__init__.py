@@ -27,6 +27,7 @@ from pwexpire.checks.site import (
     check_exempt_views,
     check_middleware,
     check_session_engine,
+    check_user_admin,
     check_way_out,
     check_well_known,
 )
@@ -42,6 +43,7 @@ ALL: list[Callable[..., list[CheckMessage]]] = [
     check_exempt_views,
     check_lockout_hook,
     check_databases,
+    check_user_admin,
     check_enforced,
     check_tasks,
     check_backends,

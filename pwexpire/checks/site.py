@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
 
+from django.apps import apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.middleware import AuthenticationMiddleware
@@ -211,6 +212,35 @@ def check_exempt_views(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             id="pwexpire.E008",
         )
         for name in sorted(conf.exempt_views - known)
+    ]
+
+
+def check_user_admin(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """An ``extend_user_admin()`` in a module that nobody imports does nothing, without a word."""
+    if not apps.is_installed("django.contrib.admin") or not _is_loaded():
+        return []
+    from pwexpire.admin import PasswordExpiryUserAdminMixin, expire_passwords_action
+
+    found = {
+        model_admin
+        for _, view in name_views(get_resolver())
+        if (model_admin := getattr(view, "model_admin", None)) is not None
+        and model_admin.model is get_user_model()
+    }
+    if not found or any(
+        isinstance(one, PasswordExpiryUserAdminMixin)
+        or expire_passwords_action in (one.actions or ())
+        for one in found
+    ):
+        return []
+    return [
+        Info(
+            "The admin of the users offers no action that expires passwords.",
+            hint="Call pwexpire.admin.extend_user_admin() in the admin.py of an app that is in "
+            "INSTALLED_APPS after the one that registers the users; a file beside settings.py "
+            "is not imported. Silence this check if the action is not wanted.",
+            id="pwexpire.I034",
+        )
     ]
 
 
