@@ -150,7 +150,7 @@ class Enforcement:
             if judged.locked:
                 return self._lock(request, case, judged)
             number: int | None = judged.demand
-            if judged.held_by_age_alone and not (judged.grace or case.grace):
+            if judged.held_by_age_alone and not (judged.grace or _is_on_grace(case, judged)):
                 number = self._demand_aged(user, judged)
             if not case.flagged:
                 self._show_flag(request, case, number or view.counter)
@@ -279,11 +279,19 @@ def _is_excused(case: Case, judged: Judgement, by_hand: bool) -> bool:
     """Whether this session may go on though its user is held; decided for it alone."""
     if case.backend in conf.exempt_backends:
         return True
-    return case.grace and judged.held_by_age_alone and not by_hand
+    return _is_on_grace(case, judged) and not by_hand
+
+
+def _is_on_grace(case: Case, judged: Judgement) -> bool:
+    """Whether the login was a grace login, of every rule by which the password aged out."""
+    if not (case.grace and judged.held_by_age_alone and judged.chosen.policy.grace_logins):
+        return False
+    # Under a rule that began to hold the user after this login, the login was no grace login.
+    return case.ages is None or time.time() < case.ages
 
 
 def _verdict(view: View, judged: Judgement, case: Case) -> Verdict:
-    ages = None if case.grace and judged.held_by_age_alone else judged.ages
+    ages = judged.grace_ages if _is_on_grace(case, judged) else judged.ages
     if case.backend in conf.exempt_backends:
         ages = None
     return Verdict(view.counter, ages, conf.policy_key)

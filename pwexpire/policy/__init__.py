@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pwexpire.policy.composing import Age, weigh_age
 from pwexpire.policy.matching import Chosen, choose, strictness
 from pwexpire.policy.presets import PRESETS, Clause, Preset
 from pwexpire.policy.rules import HISTORY_MAX, Decision, Policy, decide
@@ -7,6 +8,7 @@ from pwexpire.policy.rules import HISTORY_MAX, Decision, Policy, decide
 __all__ = [
     "HISTORY_MAX",
     "PRESETS",
+    "Age",
     "Chosen",
     "Clause",
     "Decision",
@@ -15,4 +17,5 @@ __all__ = [
     "choose",
     "decide",
     "strictness",
+    "weigh_age",
 ]

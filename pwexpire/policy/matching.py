@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from pwexpire.constants import REQUIRE_ORDER
+from pwexpire.policy.composing import combine
 from pwexpire.policy.rules import Policy
 
 DEFAULT = "default"
@@ -16,14 +17,24 @@ GROUP = "group:"
 
 @dataclass(frozen=True)
 class Chosen:
-    """``rule``: the key of the mapping that it was found under, ``""`` where there is one only.
+    """``policy``: the strictest of each demand. ``rule``: the key of the mapping that its age was
+    found under, ``""`` where there is one only.
 
-    ``matched``: all the keys that are meant for this user.
+    ``matched``: all the keys that are meant for this user. ``several``: their policies, where they
+    are more than one.
     """
 
     policy: Policy
     rule: str = ""
     matched: tuple[str, ...] = ()
+    several: tuple[Policy, ...] = ()
+
+    @property
+    def each(self) -> list[tuple[str, Policy]]:
+        """Every rule that is weighed for itself, with its policy."""
+        if not self.several:
+            return [(self.rule, self.policy)]
+        return list(zip(self.matched, self.several, strict=True))
 
 
 def strictness(policy: Policy) -> tuple[Any, ...]:
@@ -47,7 +58,7 @@ def strictness(policy: Policy) -> tuple[Any, ...]:
 def choose(
     rules: Mapping[str, Policy], *, staff: bool, superuser: bool, groups: Iterable[str]
 ) -> Chosen:
-    """The strictest policy of those that match; ``default`` counts where no other does."""
+    """All that match, as one policy; ``default`` counts where no other does."""
     keys = [GROUP + group for group in groups]
     keys += ["superuser"] if superuser else []
     keys += ["staff"] if staff else []
@@ -57,4 +68,7 @@ def choose(
     if not found:
         return Chosen(Policy())
     rule = max(found, key=lambda key: (strictness(rules[key]), key))
-    return Chosen(rules[rule], rule, tuple(found))
+    if len(found) == 1:
+        return Chosen(rules[rule], rule, (rule,))
+    several = tuple(rules[key] for key in found)
+    return Chosen(combine(rules[rule], several), rule, tuple(found), several)

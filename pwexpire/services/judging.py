@@ -7,7 +7,7 @@ page of users; both are weighed here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from pwexpire.conf import PolicyFor
 from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.loading import Predicate
 from pwexpire.models import ExpiryBatch, PasswordRecord, Reason, Require
-from pwexpire.policy import Chosen, Decision, Policy, decide
+from pwexpire.policy import Chosen, Decision, Policy, decide, weigh_age
 
 NOTHING_CHOSEN = Chosen(Policy())
 
@@ -46,7 +46,8 @@ class Given:
 class Judgement:
     """``demand``: number of the open demand, 0 if none. ``ended``: older stamps are flushed.
 
-    ``ages``: until when that counts as it is, by the clock. ``grace``: logins that are left.
+    ``ages``: until when that counts as it is, by the clock. ``grace``: logins that are left, and
+    ``grace_ages`` until when one of them is good: a further rule may hold the user before.
     ``given``: the password is one that somebody else chose, and has to go. ``applies``: whether
     anything can be demanded of this user at all.
     """
@@ -62,6 +63,7 @@ class Judgement:
     opened: Open | None = None
     chosen: Chosen = NOTHING_CHOSEN
     grace: int = 0
+    grace_ages: float | None = None
     given: Given | None = None
 
     @property
@@ -168,21 +170,22 @@ def weigh(
     if not rules.apply(user):
         return Judgement(applies=False, ended=ended, changed_at=changed_at, ages=_earliest(again))
     chosen = rules.choose(user)
-    policy = chosen.policy
-    decision = rules.decide(user, policy, changed_at)
-    expires_at = decision.expires_at
-    warns = decision.must_change and policy.require == Require.WARN
+    each = chosen.each
+    decisions = [rules.decide(user, one, changed_at) for _, one in each]
+    age = weigh_age(chosen.policy, chosen.rule, each, decisions)
+    policy = age.policy
     return Judgement(
         demand=demand,
         ended=ended,
-        aged=decision.must_change,
-        ages=_earliest([expires_at, *again] if expires_at and not warns else again),
-        expires_at=expires_at,
-        warn=decision.warn or warns,
+        aged=age.aged,
+        ages=_earliest([*age.next_times, *again]),
+        expires_at=age.expires_at,
+        warn=age.warn,
         changed_at=changed_at,
         opened=find_open(policy) if demand else None,
-        chosen=chosen,
+        chosen=replace(chosen, policy=policy, rule=age.rule),
         grace=max(0, policy.grace_logins - record.grace_used),
+        grace_ages=age.next_hold.timestamp() if age.next_hold else None,
         given=_given(rules, user, record, policy),
     )
 

@@ -22,7 +22,7 @@ def stamp_session(
     stamp = {
         "n": -1 if held else counter,
         "b": counter,
-        "a": None if grace else judged.ages,
+        "a": judged.grace_ages if grace else judged.ages,
         "p": conf.policy_key,
     }
     session[SESSION_STAMP] = stamp | {"g": True} if grace else stamp

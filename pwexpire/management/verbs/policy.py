@@ -10,14 +10,17 @@ from django.core.management.base import CommandError
 
 from pwexpire.conf import conf
 from pwexpire.management.selectors import find_user
-from pwexpire.policy import PRESETS, Policy
+from pwexpire.policy import PRESETS, Chosen, Policy
+
+DEMANDS = [one.name for one in fields(Policy) if one.name != "name"]
+OF_THE_AGE = ("max_age", "warn_before", "grace_logins", "require", "single_factor_only")
 
 
 def add(verb: Callable[[str, str], Any]) -> None:
     policy = verb("policy", "The policies of this site, and the clauses behind them.")
     policy.add_argument("--explain", action="store_true", help="with the clauses")
     policy.add_argument("--preset", metavar="NAME", help="one that is not in use")
-    policy.add_argument("--user", metavar="NAME", help="which of them is meant for a user, and why")
+    policy.add_argument("--user", metavar="NAME", help="what they demand of a user")
 
 
 def run(options: dict[str, Any], console: Any) -> Any:
@@ -47,12 +50,34 @@ def _of_user(name: str) -> dict[str, Any]:
     if chosen_for is None:
         return {"user": name, **_told("", Policy(), explain=False)}
     chosen = chosen_for(user)
+    if len(chosen.matched) < 2:
+        return {"user": name, **_told(chosen.rule, chosen.policy, explain=False)}
+    return {"user": name, **_explain_rules(chosen)}
+
+
+def _explain_rules(chosen: Chosen) -> dict[str, Any]:
+    """Of several rules: which demand comes from which."""
     told = _told(chosen.rule, chosen.policy, explain=False)
-    also = [rule for rule in chosen.matched if rule != chosen.rule]
-    told["also_matched"] = also
-    if also:
-        told["sentences"].append(f"  the strictest; there also match: {', '.join(also)}")
-    return {"user": name, **told}
+    sources = {name: values for name in DEMANDS if (values := _find_sources(chosen, name))}
+    told["also_matched"] = [rule for rule in chosen.matched if rule != chosen.rule]
+    told["from"] = sources
+    told["sentences"] = [
+        f"These rules match: {', '.join(chosen.matched)}. "
+        "Each is weighed for itself, and the strictest of each demand counts:",
+    ]
+    for name, values in sources.items():
+        told["sentences"] += [f"  {name}: {value} ({rule})" for rule, value in values.items()]
+    return told
+
+
+def _find_sources(chosen: Chosen, name: str) -> dict[str, Any]:
+    """Rule -> what it demands. An age counts with what belongs to it, whichever rule it is of."""
+    plain = getattr(Policy(), name)
+    each = [(rule, policy, getattr(policy, name)) for rule, policy in chosen.each]
+    if name in OF_THE_AGE:
+        return {rule: _shown(value) for rule, policy, value in each if policy.max_age and value}
+    strictest = getattr(chosen.policy, name)
+    return {rule: _shown(value) for rule, _, value in each if value == strictest and value != plain}
 
 
 def _told(rule: str, policy: Policy, *, explain: bool) -> dict[str, Any]:
