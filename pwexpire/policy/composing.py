@@ -39,9 +39,23 @@ class _Aging:
     expires_at: datetime
     is_over: bool
 
+    warns: bool
+
     @property
     def only_warns(self) -> bool:
         return self.policy.require == "warn"
+
+    @property
+    def holds_now(self) -> bool:
+        return self.is_over and not self.only_warns
+
+    @property
+    def will_hold(self) -> bool:
+        return not self.is_over and not self.only_warns
+
+    @property
+    def is_warning(self) -> bool:
+        return self.is_over and self.only_warns
 
 
 def combine(first: Policy, policies: Sequence[Policy]) -> Policy:
@@ -77,25 +91,34 @@ def weigh_age(
 
     ``decisions``: of each policy, in the same order.
     """
-    aging = [
-        _Aging(rule=key, policy=policy, expires_at=made.expires_at, is_over=made.must_change)
-        for (key, policy), made in zip(each, decisions, strict=True)
-        if made.expires_at is not None
-    ]
+    aging = _list_aging(each, decisions)
     if not aging:
         return Age(policy=combined, rule=rule)
     first, same = _find_first(aging)
-    coming = [one.expires_at for one in aging if not one.is_over and not one.only_warns]
+    coming = [one.expires_at for one in aging if one.will_hold]
     return Age(
         policy=combined if len(each) == 1 else _apply_age(combined, first, same, aging),
         rule=first.rule,
         aged=first.is_over,
-        warn=any(made.warn for made in decisions)
-        or any(one.is_over and one.only_warns for one in aging),
+        warn=any(one.warns or one.is_warning for one in aging),
         expires_at=first.expires_at,
-        next_times=[one.expires_at for one in aging if not (one.is_over and one.only_warns)],
+        next_times=[one.expires_at for one in aging if not one.is_warning],
         next_hold=min(coming, default=None),
     )
+
+
+def _list_aging(each: Sequence[tuple[str, Policy]], decisions: Sequence[Decision]) -> list[_Aging]:
+    return [
+        _Aging(
+            rule=key,
+            policy=policy,
+            expires_at=made.expires_at,
+            is_over=made.must_change,
+            warns=made.warn,
+        )
+        for (key, policy), made in zip(each, decisions, strict=True)
+        if made.expires_at is not None
+    ]
 
 
 def _find_first(aging: list[_Aging]) -> tuple[_Aging, list[_Aging]]:
@@ -103,16 +126,15 @@ def _find_first(aging: list[_Aging]) -> tuple[_Aging, list[_Aging]]:
 
     One that holds the user now comes before one that will, and that before one that only warns.
     """
-    holding = [one for one in aging if one.is_over and not one.only_warns]
-    coming = [one for one in aging if not one.is_over]
-    warning = [one for one in aging if one.is_over and one.only_warns]
-    if not all(one.only_warns for one in coming):
-        warning = []
-    first = min(
-        holding or warning or coming,
-        key=lambda one: (one.expires_at, -REQUIRE_ORDER.index(one.policy.require), one.rule),
-    )
-    return first, holding or [first]
+    # A warning that is out must not hide the day from which another policy holds the user.
+    out = 3 if any(one.will_hold for one in aging) else 1
+
+    def order(one: _Aging) -> tuple[Any, ...]:
+        kind = 2 if not one.is_over else 0 if one.holds_now else out
+        return kind, one.expires_at, -REQUIRE_ORDER.index(one.policy.require), one.rule
+
+    first = min(aging, key=order)
+    return first, [one for one in aging if one.holds_now] or [first]
 
 
 def _apply_age(combined: Policy, first: _Aging, same: list[_Aging], aging: list[_Aging]) -> Policy:

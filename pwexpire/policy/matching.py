@@ -60,15 +60,14 @@ def choose(
 ) -> Chosen:
     """All that match, as one policy; ``default`` counts where no other does."""
     keys = [GROUP + group for group in groups]
-    keys += ["superuser"] if superuser else []
-    keys += ["staff"] if staff else []
+    keys += ["superuser"] * bool(superuser) + ["staff"] * bool(staff)
     found = sorted(key for key in keys if key in rules)
-    if not found and DEFAULT in rules:
-        found = [DEFAULT]
+    if not found:
+        found = [DEFAULT] if DEFAULT in rules else []
     if not found:
         return Chosen(Policy())
-    rule = max(found, key=lambda key: (strictness(rules[key]), key))
     if len(found) == 1:
-        return Chosen(rules[rule], rule, (rule,))
+        return Chosen(rules[found[0]], found[0], (found[0],))
+    rule = max(found, key=lambda key: (strictness(rules[key]), key))
     several = tuple(rules[key] for key in found)
     return Chosen(combine(rules[rule], several), rule, tuple(found), several)
