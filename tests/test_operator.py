@@ -255,3 +255,6 @@ def test_nobody_cancels_a_demand_on_themselves_by_the_command(alice, root):
     assert ask("cancel", "--user", "alice", "--actor", "root")["users_cancelled"] == 1
     assert ask("cancel", "--user", "root")["users_cancelled"] == 1
     assert ask("cancel", "--user", "root", "--actor", "root")["users_cancelled"] == 0
+    services.expire_passwords(root, require="warn")
+    with pytest.raises(CommandError, match="themselves"):
+        run("cancel", "--user", "root", "--actor", "root")

@@ -35,8 +35,8 @@ class Console:
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """A progress bar on a terminal, if the extra ``progress`` is installed."""
-        bar_of = None if self.quiet or not sys.stderr.isatty() else _find_tqdm()
-        if bar_of is None:
+        bar_of = _find_tqdm()
+        if bar_of is None or self.quiet or not sys.stderr.isatty():
             yield None
             return
         with bar_of(unit=" rows", file=sys.stderr) as bar:

@@ -63,17 +63,7 @@ def select(options: dict[str, Any], notice: Callable[[str], None]) -> QuerySet[A
 
     ``notice`` gets a sentence for the operator where kinds are combined or names are skipped.
     """
-    given = [name for name in SELECTORS if options.get(name)]
-    if options["everyone"] and given:
-        raise CommandError("--everyone goes with no other selector but --exclude.")
-    if not options["everyone"] and not given:
-        raise CommandError(
-            "Say who is meant: --user, --users-from, --group, --staff, --changed-before "
-            "or --everyone."
-        )
-    kinds = [f"--{name.replace('_', '-')}" for name in given]
-    if len(kinds) > 1:
-        notice(f"Users are selected if they match all of {', '.join(kinds)}.")
+    _check_kinds(options, notice)
     users = get_user_model()._base_manager.using(feed.using).all()
     named = _find_named(options, notice)
     if named is not None:
@@ -86,6 +76,19 @@ def select(options: dict[str, Any], notice: Callable[[str], None]) -> QuerySet[A
         users = users.filter(_changed_before(parse_moment(options["changed_before"])))
     # A slice is read once by the services; a long list would be sent along with each chunk.
     return users if named is None else users[: len(named)]
+
+
+def _check_kinds(options: dict[str, Any], notice: Callable[[str], None]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in SELECTORS if options.get(name)]
+    if options["everyone"] and given:
+        raise CommandError("--everyone goes with no other selector but --exclude.")
+    if not options["everyone"] and not given:
+        raise CommandError(
+            "Say who is meant: --user, --users-from, --group, --staff, --changed-before "
+            "or --everyone."
+        )
+    if len(given) > 1:
+        notice(f"Users are selected if they match all of {', '.join(given)}.")
 
 
 def excluded(options: dict[str, Any]) -> QuerySet[Any] | None:
@@ -130,19 +133,28 @@ def _match_names(names: list[str]) -> tuple[list[Any], list[str]]:
     model = get_user_model()
     email = model.get_email_field_name()
     known = _look_up(F(model.USERNAME_FIELD), names)
-    left = [name.lower() for name in names if name not in known and "@" in name]
-    mails = _look_up(Lower(email), left) if left and _has(email) else {}
+    mails = _look_up_emails(email, [name for name in names if name not in known])
     found, unknown = [], []
     for name in names:
         mine = known.get(name) or _exactly(model.USERNAME_FIELD, name)
-        mine = mine or mails.get(name.lower(), [])
-        if not mine and "@" in name and not name.isascii() and _has(email):
-            mine = _exactly(f"{email}__iexact", name)
+        mine = mine or mails.get(name.lower()) or _match_email(email, name)
         if len(mine) == 1:
             found.append(mine[0])
         else:
             unknown.append(f"{name} (more than one)" if mine else name)
     return found, unknown
+
+
+def _look_up_emails(email: str, names: list[str]) -> dict[Any, list[Any]]:
+    addresses = [name.lower() for name in names if "@" in name]
+    return _look_up(Lower(email), addresses) if addresses and _has(email) else {}
+
+
+def _match_email(email: str, name: str) -> list[Any]:
+    """Return the keys of an address with letters that only the database compares without case."""
+    if "@" not in name or name.isascii() or not _has(email):
+        return []
+    return _exactly(f"{email}__iexact", name)
 
 
 def _look_up(column: Any, values: Iterable[str]) -> dict[Any, list[Any]]:

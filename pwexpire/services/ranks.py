@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from django.contrib.auth import get_user_model
 
 from pwexpire.constants import LOCKING
+from pwexpire.models import Require
 from pwexpire.services.selection import Selection, all_users, key_text
 from pwexpire.services.status import open_demand, password_status
 
@@ -31,22 +33,22 @@ def may_cancel_own(actor: Any, selection: Selection) -> bool:
     """Return whether ``actor`` is not selected, or has no open demand that could be cancelled."""
     if not _select_among(selection, [actor.pk]):
         return True
-    return not all_users().filter(open_demand(), pk=actor.pk).exists()
+    return not all_users().filter(open_demand(Require.WARN), pk=actor.pk).exists()
 
 
 def find_lockout(selection: Selection, actor: Any) -> Lockout:
     """Return who of ``actor`` and the last active superuser is in the selection."""
     itself = actor is not None and bool(_select_among(selection, [actor.pk]))
-    active = [user for user in _superusers() if getattr(user, "is_active", True)]
+    return Lockout(actor=itself, last_superuser=_includes_last_superuser(selection))
+
+
+def _includes_last_superuser(selection: Selection) -> bool:
+    active = list(filter(attrgetter("is_active"), _superusers()))
     selected = _select_among(selection, [user.pk for user in active])
     # Only who has a password loses it; who keeps another way in remains.
     lost = {user.pk for user in active if user.pk in selected and user.has_usable_password()}
-    remaining = (
-        user
-        for user in active
-        if user.pk not in lost and password_status(user).require not in LOCKING
-    )
-    return Lockout(actor=itself, last_superuser=bool(lost) and not any(remaining))
+    others = [user for user in active if user.pk not in lost]
+    return bool(lost) and all(password_status(user).require in LOCKING for user in others)
 
 
 def _superusers() -> list[Any]:

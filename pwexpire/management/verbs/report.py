@@ -21,6 +21,13 @@ FORMATS = ("text", "json", "csv")
 LOCKOUT_COLUMNS = tuple(one.name for one in fields(LockoutExpiry))
 TITLES = {"age": "age in days", "days_left": "days until it ages out"}
 
+# What is reported as a whole, and not of users who can be selected.
+WHOLE: dict[str, Callable[[], Rows]] = {
+    "batches": lambda: Rows(BatchEvidence._fields, batch_rows()),
+    "lockouts": lambda: Rows(LOCKOUT_COLUMNS, map(astuple, lockout_report().expiries)),
+    "cancellations": lambda: Rows(CancellationEvidence._fields, cancellation_rows()),
+}
+
 
 def add(verb: Callable[..., ArgumentParser]) -> None:
     parser = verb("report", "What is known of every password.", formats=FORMATS)
@@ -35,18 +42,11 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
 
 
 def run(options: dict[str, Any], console: Any) -> Any:
-    if options["batches"]:
-        if names_somebody(options):
-            raise CommandError("--batches tells of all batches: it goes with no selector.")
-        return Rows(BatchEvidence._fields, batch_rows())
-    if options["lockouts"]:
-        if names_somebody(options):
-            raise CommandError("--lockouts tells of all lockouts: it goes with no selector.")
-        return Rows(LOCKOUT_COLUMNS, map(astuple, lockout_report().expiries))
-    if options["cancellations"]:
-        if names_somebody(options):
-            raise CommandError("--cancellations shows all of them: it goes with no selector.")
-        return Rows(CancellationEvidence._fields, cancellation_rows())
+    for name, read in WHOLE.items():
+        if options[name] and names_somebody(options):
+            raise CommandError(f"--{name} shows all of them: it goes with no selector.")
+        if options[name]:
+            return read()
     found = rows(choose_users(options, console))
     if not options["totals"]:
         return Rows(Evidence._fields, found)
