@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
-from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.auth import (
+    BACKEND_SESSION_KEY,
+    HASH_SESSION_KEY,
+    SESSION_KEY,
+    get_user_model,
+)
 from django.contrib.sessions.backends.base import SessionBase
 
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
@@ -81,21 +87,50 @@ def read_case(session: SessionBase) -> Case | None:
     )
 
 
-def is_suspect(case: Case, view: View) -> bool:
-    """Whether the record has to be asked; compares numbers only."""
+def names_user(session: Any, user: Any) -> bool:
+    """Whether ``session`` is a session of Django's that ``user`` is logged in to.
+
+    A signal or a middleware may speak of a user whom the session does not know: a token, an
+    impersonation. Such a session is none of theirs.
+    """
+    if not isinstance(session, SessionBase):
+        return False
+    accessed = session.accessed
+    named = session.get(SESSION_KEY)
+    session.accessed = accessed  # else the answer would vary by cookie
+    return is_user(user, str(named))
+
+
+def is_user(user: Any, user_id: str) -> bool:
+    """Whether ``user`` is the user of this project whom a session calls ``user_id``."""
+    if not isinstance(user, get_user_model()):
+        return False
+    # As login() writes it.
+    return bool(user._meta.pk.value_to_string(user) == user_id)
+
+
+def is_demanded(case: Case, view: View) -> bool:
+    """Whether more is demanded than this session was cleared for; compares numbers only."""
     known = view.verdicts.get(case.key) if view.verdicts else None
     if known is not None:
-        number, ages, policy_key = known.number, known.ages, known.policy_key
+        number = known.number
     else:
         number = case.stamp if case.born <= view.counter else -1
-        ages, policy_key = case.ages, case.policy_key
     if case.flagged and (case.flag_number is None or case.flag_number > number):
         return True
     if view.demand(case.user_id) > number:
         return True
-    if case.hijacker is not None and view.demand(case.hijacker) > number:
+    return case.hijacker is not None and view.demand(case.hijacker) > number
+
+
+def is_suspect(case: Case, view: View) -> bool:
+    """Whether the record has to be asked; never queries."""
+    if is_demanded(case, view):
         return True
     wanted = view.policy_key
     if wanted is None:
         return False
-    return policy_key != wanted or (ages is not None and time.time() >= ages)
+    known = view.verdicts.get(case.key, case) if view.verdicts else case
+    if known.policy_key != wanted:
+        return True
+    return known.ages is not None and time.time() >= known.ages

@@ -17,7 +17,14 @@ from django.db.models import F, Max, Q
 
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
-from pwexpire.models import Demand, EnforcementState, ExpiryBatch, PasswordRecord, SessionAction
+from pwexpire.models import (
+    Demand,
+    EnforcementState,
+    ExpiryBatch,
+    PasswordRecord,
+    Require,
+    SessionAction,
+)
 from pwexpire.retries import retried
 
 logger = logging.getLogger("pwexpire")
@@ -87,6 +94,10 @@ class Feed:
         """As far as this process knows; never queries."""
         view = self._views.get(self.scope())
         return 0 if view is None else view.counter
+
+    def last_view(self, scope: tuple[str, str]) -> View | None:
+        """What this process knew last, of whatever age; never queries."""
+        return self._views.get(scope)
 
     @property
     def using(self) -> str:
@@ -176,14 +187,20 @@ class Feed:
             return View(counter, old.floor, old.users, old.verdicts)
         known = old if old is not None and old.counter < counter else View()
         # Sessions that were ended stay ended, though the demand behind it was cancelled.
-        on_everyone = ExpiryBatch.objects.using(using).filter(
-            Q(cancelled_at__isnull=True) | Q(sessions=SessionAction.END),
-            number__gt=known.counter,
-            everyone=True,
+        on_everyone = (
+            ExpiryBatch.objects.using(using)
+            .filter(
+                Q(cancelled_at__isnull=True) | Q(sessions=SessionAction.END),
+                number__gt=known.counter,
+                everyone=True,
+            )
+            .exclude(require=Require.WARN)
         )
         floor = on_everyone.aggregate(top=Max("number"))["top"] or 0
+        # A warning holds nobody, so it must not when nothing but this view can be asked.
         rows = list(
             Demand.objects.using(using)
+            .exclude(batch__require=Require.WARN)
             .filter(batch__number__gt=known.counter, batch__cancelled_at__isnull=True)
             .values_list("user_id", "batch__number")[: USERS_MAX + 1]
         )

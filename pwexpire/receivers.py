@@ -18,6 +18,7 @@ from django.db import transaction
 from django.http import HttpRequest
 from django.utils import timezone
 
+from pwexpire.cases import names_user
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
@@ -52,10 +53,15 @@ class Pending:
 
 
 def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
-    """Stamp the session with what it satisfies; flag it at once if the password is expired."""
+    """Stamp the session with what it satisfies; flag it at once if the password is expired.
+
+    A session that does not name ``user`` is left alone: a login by token sends the signal too.
+    """
     if user is None or user.pk is None:
         return
     session = getattr(request, "session", None)
+    if not names_user(session, user):
+        session = None
     backend = session.get(BACKEND_SESSION_KEY) if session is not None else None
     if not _is_taken_over(request) and backend not in conf.exempt_backends:
         after_login(request, user)
@@ -82,7 +88,7 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
 
     def work() -> None:
         try:
-            index_session(key, user)
+            index_session(key, user.pk)
         except DatabaseFault as error:
             logger.error("A session could not be indexed: %s", error)
 
@@ -114,7 +120,10 @@ def _takes_grace(
 
 
 def on_logout(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
-    key = getattr(getattr(request, "session", None), "session_key", None)
+    session = getattr(request, "session", None)
+    if not names_user(session, user):
+        return  # a logout by token ends no session
+    key = session.session_key
 
     def work() -> None:
         try:

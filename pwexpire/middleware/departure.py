@@ -65,7 +65,7 @@ class Departure(Enforcement):
             if now.auth_hash != case.auth_hash and not getattr(request, "_pwexpire_login", False):
                 self._settle(request, case)
             if session.session_key != case.session_key and uses_index(get_adapter()):
-                index_session(session.session_key, request.user, replaces=case.session_key)
+                index_session(session.session_key, now.user_id, replaces=case.session_key)
         except DatabaseFault as error:
             logger.error("A password change could not be followed up: %s", error)
         return response

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY, get_user_model
+from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY, get_user, get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.base import SessionBase
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import Error as DatabaseFault
 from django.http import HttpRequest, HttpResponseBase
 from django.urls import ResolverMatch
 
-from pwexpire.cases import Case, is_suspect, read_case
+from pwexpire.cases import Case, is_demanded, is_suspect, is_user, read_case
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
 from pwexpire.exceptions import ChangeURLNotFound, EnforcementUnavailable
@@ -122,8 +122,8 @@ class Enforcement:
                 if case.flagged:
                     self._drop_from_memory(request, case)
                 return None
-            user = request.user
-            if not user.is_authenticated:
+            user = self._load_session_user(request, case)
+            if user is None:
                 if case.flagged:
                     self._make_anonymous(request)
                 return None
@@ -155,8 +155,25 @@ class Enforcement:
             if not case.flagged:
                 self._show_flag(request, case, number or view.counter)
         except (DatabaseFault, EnforcementUnavailable) as error:
-            return self._fault(request, case, error)
+            return self._fault(request, case, scope, error)
         return self._hold(request, case)
+
+    def _load_session_user(self, request: HttpRequest, case: Case) -> Any:
+        """Return the user whom the session names, or ``None`` if nobody is logged in by it.
+
+        ``request.user`` is taken only if it is that user: a token or an impersonation may have
+        put somebody else there, whose record says nothing about this session.
+        """
+        try:
+            user = request.user
+            if not is_user(user, case.user_id):
+                user = get_user(request)
+        except (ValidationError, ValueError, TypeError):
+            # The session names a key that no user of this project can have. Django raises the
+            # same error as soon as a view asks who the user is.
+            self._set_anonymous(request)
+            return None
+        return user if user.is_authenticated else None
 
     def _judge_hijacker(self, pk: str) -> Judgement:
         """Whoever took the session over answers for himself, not for the user."""
@@ -194,9 +211,14 @@ class Enforcement:
             logger.error("An aged password could not be recorded: %s", error)
             return None
 
-    def _fault(self, request: HttpRequest, case: Case, error: Exception) -> Answer:
+    def _fault(
+        self, request: HttpRequest, case: Case, scope: tuple[str, str], error: Exception
+    ) -> Answer:
+        """Hold what is known to be demanded, though the record cannot be asked."""
         logger.error("Whether a password is expired could not be asked: %s", error)
-        if case.known_flagged:
+        known = feed.last_view(scope)
+        demanded = case.known_flagged or (known is not None and is_demanded(case, known))
+        if demanded and not conf.report_only and case.backend not in conf.exempt_backends:
             return self._hold(request, case)
         if conf.fail_closed:
             return unavailable("The service cannot check sessions at the moment. Try again soon.")
@@ -250,7 +272,13 @@ class Enforcement:
 
     def _make_anonymous(self, request: HttpRequest) -> None:
         request.session.flush()
+        self._set_anonymous(request)
+
+    def _set_anonymous(self, request: HttpRequest) -> None:
+        """Let nothing that asks for the user of this request get anybody."""
         request.user = AnonymousUser()
+        # Django keeps whom it loaded there, for everybody who wraps request.user once more.
+        request._cached_user = request._acached_user = request.user  # type: ignore[attr-defined]
         request._pwexpire_case = None  # type: ignore[attr-defined]
 
         async def auser() -> AnonymousUser:

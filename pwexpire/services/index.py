@@ -6,6 +6,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from pwexpire.conf import conf
@@ -27,12 +28,17 @@ def uses_index(adapter: SessionAdapter) -> bool:
     return adapter.supports_index and (adapter.keeps_rows if wanted is None else wanted)
 
 
-def index_session(session_key: str | None, user: Any, *, replaces: str | None = None) -> None:
-    """Note whose session this is, and drop the dead ones of the same user."""
+def index_session(session_key: str | None, user_id: Any, *, replaces: str | None = None) -> None:
+    """Note whose session this is, and drop the dead ones of the same user.
+
+    ``user_id``: a primary key, or what the session says of it.
+    """
     adapter = get_adapter()
     if not uses_index(adapter):
         note_gap(adapter)
         return
+
+    owner = get_user_model()._meta.pk.to_python(user_id)
 
     def work() -> None:
         entries = SessionEntry.objects.using(feed.using)
@@ -42,10 +48,10 @@ def index_session(session_key: str | None, user: Any, *, replaces: str | None = 
         if not session_key or len(session_key) > KEY_MAX:
             return
         entries.update_or_create(
-            pk=session_key, defaults={"user_id": user.pk, "created_at": timezone.now()}
+            pk=session_key, defaults={"user_id": owner, "created_at": timezone.now()}
         )
         old = list(
-            entries.filter(user_id=user.pk)
+            entries.filter(user_id=owner)
             .exclude(pk=session_key)
             .order_by("created_at")
             .values_list("pk", flat=True)[:100]
