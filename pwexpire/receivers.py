@@ -121,7 +121,7 @@ def _takes_grace(
 
 def on_logout(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
     session = getattr(request, "session", None)
-    if not names_user(session, user):
+    if session is None or not names_user(session, user):
         return  # a logout by token ends no session
     key = session.session_key
 

@@ -54,10 +54,10 @@ def test_ids_that_are_none_and_lists_of_users(alice, bob):
 
 
 def test_keys_that_the_index_cannot_hold(alice, settings):
-    index.index_session("k" * 65, alice)
-    index.index_session(None, alice)
+    index.index_session("k" * 65, alice.pk)
+    index.index_session(None, alice.pk)
     settings.PWEXPIRE_SESSION_INDEX = False
-    index.index_session("k", alice)
+    index.index_session("k", alice.pk)
     index.forget_session("k")
     assert not SessionEntry.objects.exists()
 
@@ -72,6 +72,7 @@ def test_a_session_that_has_no_key_yet_is_made(alice):
     from django.contrib.sessions.backends.db import SessionStore
 
     request = SimpleNamespace(session=SessionStore())
+    request.session["_auth_user_id"] = str(alice.pk)
     receivers.on_login(type(alice), request=request, user=alice)
     assert SessionEntry.objects.get().session_key == request.session.session_key
     with mock.patch.object(receivers, "uses_index", return_value=False):
@@ -158,6 +159,7 @@ def test_a_numbered_flag_in_a_session_that_logs_in_again(alice):
 
     session = SessionStore()
     session.update({"password_expired": True, "_password_expired_demand": 1})
+    session["_auth_user_id"] = str(alice.pk)
     receivers.on_login(type(alice), request=SimpleNamespace(session=session), user=alice)
     assert "password_expired" not in session
 

@@ -464,7 +464,7 @@ def test_the_index_keeps_what_is_alive(settings, alice, client):
     use(settings, ROWS[0])
     client.force_login(alice)
     key = client.session.session_key
-    index.index_session("n" * 32, alice, replaces=key)
+    index.index_session("n" * 32, alice.pk, replaces=key)
     index.forget_session(key, if_dead=True)
     assert SessionEntry.objects.filter(pk=key).exists()
     client.session.flush()
