@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth import (
     BACKEND_SESSION_KEY,
     HASH_SESSION_KEY,
@@ -13,6 +14,7 @@ from django.contrib.auth import (
     get_user_model,
 )
 from django.contrib.sessions.backends.base import SessionBase
+from django.http import HttpRequest
 
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
 from pwexpire.feed import VerdictKey, View
@@ -20,6 +22,8 @@ from pwexpire.sessionstore.base import peek
 
 # django-hijack: the primary keys of those who took this session over, the first one's is his own.
 HIJACKERS = "hijack_history"
+# django-loginas: who it was before, signed.
+LOGINAS = "loginas_from_user"
 
 
 @dataclass(slots=True)
@@ -107,6 +111,15 @@ def is_user(user: Any, user_id: str) -> bool:
         return False
     # As login() writes it.
     return bool(user._meta.pk.value_to_string(user) == user_id)
+
+
+def is_impersonated(request: HttpRequest) -> bool:
+    """Whether whoever sits there acts as another user, who is then ``request.user``."""
+    if not request.user.is_authenticated:
+        return False
+    session = request.session
+    taken_over = (HIJACKERS, getattr(settings, "LOGINAS_FROM_USER_SESSION_FLAG", LOGINAS))
+    return any(key in session for key in taken_over) or not names_user(session, request.user)
 
 
 def is_demanded(case: Case, view: View) -> bool:

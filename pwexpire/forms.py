@@ -7,16 +7,38 @@ from django.contrib.auth.hashers import check_password
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
+from pwexpire.services.attempts import give_back_attempt, take_attempt
+
 
 class ExpiredPasswordChangeForm(PasswordChangeForm):
-    """Django's form, which besides refuses the password that the user has."""
+    """Django's form, which verifies the old password first and refuses it as the new one."""
 
     error_messages = {
         **PasswordChangeForm.error_messages,
         "password_unchanged": _("The new password must not be the one that you have now."),
     }
 
+    def __init__(self, user: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(user, *args, **kwargs)
+        # An empty one is a wrong one: the same answer, counted like any other.
+        self.fields["old_password"].required = False
+        self.fields["old_password"].widget.attrs["required"] = True
+
+    def clean_old_password(self) -> str:
+        # Counted before it is looked at: of many tries at the same time no more than the limit
+        # are looked at.
+        if not take_attempt(self.user):
+            raise ValidationError(
+                self.error_messages["password_incorrect"], code="password_incorrect"
+            )
+        old: str = super().clean_old_password()
+        give_back_attempt(self.user)
+        return old
+
     def clean(self) -> dict[str, Any] | None:
+        # Nothing is said of a new password to somebody who does not know the old one.
+        if self.old_password_was_wrong:
+            return self.cleaned_data
         cleaned = super().clean()
         new = self.cleaned_data.get("new_password2")
         if new and check_password(new, self.user.password):
@@ -30,4 +52,4 @@ class ExpiredPasswordChangeForm(PasswordChangeForm):
 
     @property
     def old_password_was_wrong(self) -> bool:
-        return self.has_error("old_password", "password_incorrect")
+        return self.has_error("old_password")

@@ -24,7 +24,7 @@ from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
 from pwexpire.retries import retried, savepoint
-from pwexpire.services.attempts import after_login
+from pwexpire.services.attempts import after_login, renew_attempts
 from pwexpire.services.changes import Way, keep_age, meet_demands, testify, way_of, witness
 from pwexpire.services.history import keep_old, length_kept, locked_hash, stored_hash
 from pwexpire.services.index import forget_session, index_session, uses_index
@@ -75,6 +75,7 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
         logger.warning("A login could not be judged, its next request will be: %s", error)
         stamp_unjudged(session, feed.last_counter())
     else:
+        renew_attempts(user)
         grace = _takes_grace(request, session, user, judged)
         stamp_session(session, counter, judged, grace=grace)
         exempt = backend in conf.exempt_backends
@@ -135,10 +136,15 @@ def on_logout(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any
 
 
 def before_user_saved(
-    sender: Any, instance: Any, raw: bool = False, update_fields: Any = None, **kwargs: Any
+    sender: Any,
+    instance: Any,
+    using: str,
+    raw: bool = False,
+    update_fields: Any = None,
+    **kwargs: Any,
 ) -> None:
     """Read the counter before a new password is written, so that a concurrent expiry wins."""
-    if raw or not isinstance(instance, get_user_model()) or instance._state.adding:
+    if not _is_real_save(instance, using, raw) or instance._state.adding:
         return
     for name in (_PENDING, _SAVE):  # left by a save that failed
         instance.__dict__.pop(name, None)
@@ -157,11 +163,14 @@ def before_user_saved(
         logger.error("A password change could not be prepared: %s", error)
 
 
+def _is_real_save(instance: Any, using: str, raw: bool) -> bool:
+    """Whether a user is written to the users' own database, and not loaded from a fixture."""
+    return not raw and using == feed.using and isinstance(instance, get_user_model())
+
+
 def _look_at_change(user: Any) -> Pending:
     counter, way = read_counter(), way_of(user)
     keeps = length_kept(user) > 0
-    if not (keeps or _held_here() or conf.policy is not None or judge(user).demand):
-        return Pending(counter, True, way)
     keep_age(user, way)
     old = stored_hash(user)
     if keeps:
@@ -207,7 +216,7 @@ def _look_at_hash(user: Any) -> None:
     old = stored_hash(user)
     if old == user.password or not is_password_usable(user.password):
         return
-    preferred, hasher = get_hasher(), identify_hasher(old) if is_password_usable(old) else None
+    preferred, hasher = get_hasher(), _find_hasher(old)
     if hasher and (hasher.algorithm != preferred.algorithm or hasher.must_update(old)):
         testify(user, real=False)
         return
@@ -220,15 +229,23 @@ def _look_at_hash(user: Any) -> None:
     )
 
 
+def _find_hasher(encoded: str) -> Any:
+    """The hasher that made ``encoded``; ``None`` if it is none of the site's any more."""
+    try:
+        return identify_hasher(encoded) if is_password_usable(encoded) else None
+    except ValueError:
+        return None
+
+
 def _held_here() -> bool:
     current = witness.get()
     return current is not None and current.held
 
 
 def after_user_saved(
-    sender: Any, instance: Any, created: bool, raw: bool = False, **kwargs: Any
+    sender: Any, instance: Any, created: bool, using: str, raw: bool = False, **kwargs: Any
 ) -> None:
-    if raw or not isinstance(instance, get_user_model()):
+    if not _is_real_save(instance, using, raw):
         return
     pending: Pending | None = instance.__dict__.pop(_PENDING, None)
     try:

@@ -161,5 +161,9 @@ def _say_unprocessed(request: HttpRequest) -> None:
     messages.warning(request, unprocessed_text())
 
 
+def impersonated_text() -> str:
+    return _("You act as another user. Stop acting as them before you change a password.")
+
+
 def unprocessed_text() -> str:
     return _("What you sent was not processed, because your password has to be changed first.")

@@ -16,7 +16,7 @@ from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.policy import HISTORY_MAX
-from pwexpire.services.changes import set_by_other, witness
+from pwexpire.services.changes import may_hear_of_old, set_by_other, witness
 from pwexpire.services.history import KeepsHistory, old_hashes, policy_of, stored_hash
 from pwexpire.services.status import judge
 
@@ -31,7 +31,7 @@ class NotCurrentPasswordValidator:
     at_login = False
 
     def validate(self, password: str, user: Any = None) -> None:
-        if _is_saved(user):
+        if _is_saved(user) and may_hear_of_old(user):
             _refuse_current(password, user)
 
     def get_help_text(self) -> str:
@@ -62,7 +62,7 @@ class PasswordHistoryValidator(KeepsHistory):
         self.length = length
 
     def validate(self, password: str, user: Any = None) -> None:
-        if not _is_saved(user):
+        if not _is_saved(user) or not may_hear_of_old(user):
             return
         _refuse_too_young(user)
         _refuse_current(password, user)

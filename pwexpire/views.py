@@ -4,17 +4,24 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import REDIRECT_FIELD_NAME, views
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseForbidden,
+    HttpResponseRedirect,
+)
 from django.shortcuts import resolve_url
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 
+from pwexpire.cases import is_impersonated
 from pwexpire.conf import conf
 from pwexpire.decorators import password_expiry_exempt
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.pages import find_logout_url, find_reset_url, find_url
-from pwexpire.responses import unavailable, unprocessed_text
+from pwexpire.responses import impersonated_text, no_store, unavailable, unprocessed_text
 from pwexpire.services.attempts import wrong_old_password
 from pwexpire.services.notices import reason_label
 from pwexpire.services.status import password_status
@@ -29,12 +36,19 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
     next_page = "pwexpire:password_change_done"
     success_url = None
 
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        # Whoever acts as another user must not choose that user's password.
+        if is_impersonated(request):
+            said = impersonated_text()
+            return no_store(HttpResponseForbidden(said, content_type="text/plain; charset=utf-8"))
+        return super().dispatch(request, *args, **kwargs)
+
     def get_success_url(self) -> str:
         return views.RedirectURLMixin.get_success_url(self)
 
     def form_invalid(self, form: Any) -> HttpResponse:
         if form.old_password_was_wrong:
-            if wrong_old_password(self.request):
+            if wrong_old_password(self.request, taken=True):
                 return HttpResponseRedirect(resolve_url(settings.LOGIN_URL))
         return super().form_invalid(form)
 

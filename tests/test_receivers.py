@@ -96,10 +96,12 @@ def test_a_hash_without_its_password_is_told(alice, caplog):
     assert not caplog.text
 
 
-def test_a_hash_and_a_refreshed_session_are_a_change(alice, client):
+def test_a_hash_and_a_refreshed_session_are_a_change_when_they_are_recorded(alice, client):
     client.force_login(alice)
     services.expire_passwords(alice)
     assert client.post("/exempt/hash/", {"password": NEW}).status_code == 200
+    assert is_held(client)
+    assert client.post("/exempt/hash/", {"password": OLD, "record": "1"}).status_code == 200
     assert not is_held(client)
 
 
@@ -242,3 +244,45 @@ def test_a_login_that_could_not_be_judged_is_judged_at_its_next_request(alice, c
     with mock.patch.object(receivers, "judge_now", side_effect=DOWN):
         client.force_login(alice)
     assert client.get("/").status_code == 302
+
+
+def test_a_refreshed_session_alone_is_no_change(alice, client):
+    """The hash of a session may have more than the password in it, or a new algorithm."""
+    client.force_login(alice)
+    services.expire_passwords(alice)
+    changed_at = PasswordRecord.objects.get(pk=alice.pk).changed_at
+    with mock.patch.object(type(alice), "get_session_auth_hash", lambda self: "another"):
+        with mock.patch.object(
+            type(alice), "get_session_auth_fallback_hash", lambda self: iter(())
+        ):
+            session = client.session
+            session["_auth_user_hash"] = "another"
+            session.save()
+            response = client.post("/exempt/sudo/", {"password": OLD})
+            assert response.status_code == 200
+            assert is_held(client)
+    assert PasswordRecord.objects.get(pk=alice.pk).changed_at == changed_at
+
+
+def test_the_same_password_is_no_change_without_a_policy(alice):
+    changed_at = PasswordRecord.objects.get(pk=alice.pk).changed_at
+    alice.set_password(OLD)
+    alice.save()
+    assert PasswordRecord.objects.get(pk=alice.pk).changed_at == changed_at
+
+
+def test_what_is_written_to_another_database_is_no_change(alice):
+    services.expire_passwords(alice)
+    signal = {"raw": False, "update_fields": None}
+    alice.set_password(NEW)
+    receivers.before_user_saved(type(alice), alice, using="archive", **signal)
+    receivers.after_user_saved(type(alice), alice, created=False, using="archive", **signal)
+    assert services.password_status(alice).must_change
+
+
+def test_a_hash_of_an_algorithm_that_is_gone_is_no_failure(alice):
+    services.expire_passwords(alice)
+    type(alice).objects.filter(pk=alice.pk).update(password="gone$1$salt$hash")
+    alice.password = "md5$salt$hash"
+    alice.save()
+    assert services.password_status(alice).must_change

@@ -11,6 +11,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.i18n import JavaScriptCatalog
 
 from pwexpire.decorators import password_expiry_exempt
+from pwexpire.services import record_password_change
 
 
 def home(request: HttpRequest) -> HttpResponse:
@@ -74,6 +75,8 @@ def set_hash(request: HttpRequest) -> HttpResponse:
     get_user_model().objects.filter(pk=user.pk).update(password=hashed)
     user.refresh_from_db()
     update_session_auth_hash(request, user)
+    if "record" in request.POST:
+        record_password_change(user)
     return HttpResponse("changed")
 
 

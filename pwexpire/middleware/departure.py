@@ -10,19 +10,23 @@ from urllib.parse import urlsplit
 
 from django.contrib.auth import HASH_SESSION_KEY, get_user_model
 from django.contrib.auth.forms import PasswordChangeForm
+from django.contrib.auth.views import PasswordChangeView
 from django.db import Error as DatabaseFault
 from django.forms import BaseForm
 from django.http import HttpRequest, HttpResponseBase
 
-from pwexpire.cases import Case, read_case
+from pwexpire.cases import Case, names_user, read_case
+from pwexpire.conf import conf
 from pwexpire.exceptions import ChangeURLNotFound
-from pwexpire.exemptions import explain_loop, find_match, find_redirect
+from pwexpire.exemptions import explain_loop, find_match, find_redirect, is_named_page
 from pwexpire.feed import feed
 from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.middleware.enforcement import Enforcement
+from pwexpire.pages import get_view_class
 from pwexpire.responses import unavailable, way_out
 from pwexpire.retries import retried
-from pwexpire.services.changes import record_password_change, witness
+from pwexpire.services.attempts import wrong_old_password
+from pwexpire.services.changes import witness
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.stamps import clear_flag, stamp_session
 from pwexpire.services.status import judge_now
@@ -40,6 +44,8 @@ class Departure(Enforcement):
             return False
         if case.held and not case.answered and "Location" in response.headers:
             return True
+        if self._is_unread_try(request, response):
+            return True
         if case.served_elsewhere and request.resolver_match is None:
             return True
         session = request.session
@@ -56,6 +62,8 @@ class Departure(Enforcement):
         if case.served_elsewhere and request.resolver_match is None:
             redirects = 300 <= response.status_code < 400
             return response if redirects else self._answer(request, case, None)
+        if self._is_unread_try(request, response):
+            wrong_old_password(request, unread=True)
         session = request.session
         now = read_case(session)
         try:
@@ -97,11 +105,12 @@ class Departure(Enforcement):
         if case.auth_hash in (user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()):
             return  # only SECRET_KEY was rotated
         current = witness.get()
-        real = current.judged.get(str(user.pk)) if current is not None else None
-        if real is None:
-            record_password_change(user)
+        # A new hash of the session alone says nothing: the hasher may have been upgraded, or the
+        # hash has more than the password in it.
+        if current is None or not current.judged.get(str(user.pk)):
+            return
         counter, judged = retried(partial(judge_now, user), using=feed.using)
-        if judged.held or real is False:
+        if judged.held:
             return
         session = request.session
         was_flagged = clear_flag(session)
@@ -110,14 +119,39 @@ class Departure(Enforcement):
             expiry_cleared.send_robust(sender=type(user), request=request, user_id=user.pk)
 
     def _is_wrong_guess(self, request: HttpRequest, response: Any) -> bool:
-        """On a change page of Django's or the admin's; ours counts for itself."""
-        case: Case | None = getattr(request, "_pwexpire_case", None)
-        if case is None or not case.held:
-            return False
+        """On a change page of Django's or the admin's; ours counts for itself.
+
+        An empty or a missing old password is answered and counted as a wrong one.
+        """
         form = (getattr(response, "context_data", None) or {}).get("form")
         if not isinstance(form, PasswordChangeForm) or isinstance(form, ExpiredPasswordChangeForm):
             return False
-        return form.has_error("old_password", "password_incorrect")
+        if not form.is_bound or not form.has_error("old_password"):
+            return False
+        form.errors.clear()
+        form.add_error("old_password", form.error_messages["password_incorrect"])
+        return True
+
+    def _is_unread_try(self, request: HttpRequest, response: HttpResponseBase) -> bool:
+        """Whether a held session sent a form to the site's change page, and nothing was changed.
+
+        The page is one whose form is none of Django's: nobody can see what was wrong with it.
+        """
+        case: Case | None = getattr(request, "_pwexpire_case", None)
+        if case is None or not case.held or not case.reached or request.method != "POST":
+            return False
+        match = request.resolver_match
+        if match is None or issubclass(get_view_class(match.func) or object, PasswordChangeView):
+            return False
+        if match.view_name != conf.change_url and not is_named_page(request):
+            return False
+        if not names_user(request.session, request.user):  # the session was ended, or exchanged
+            return False
+        form = (getattr(response, "context_data", None) or {}).get("form")
+        if isinstance(form, PasswordChangeForm):
+            return False
+        current = witness.get()
+        return current is not None and not current.judged.get(case.user_id)
 
     def _show_way_out(self, request: HttpRequest, response: Any) -> None:
         """Beside the login form's own error, for whoever knew a password that is worth nothing."""

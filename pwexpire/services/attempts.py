@@ -44,31 +44,57 @@ SELECTED = "user "
 PAGE = 1_000
 
 
-def wrong_old_password(request: HttpRequest) -> bool:
-    """A guess at the old password, by whoever sits in this session; true if that was ended."""
-    user = request.user
-    ended = count_failed_change(user)
-    report_failure(request, user)
-    if ended:
-        logout(request)
-    return ended
+# A change page whose form cannot be read may have been sent with a new password that is refused,
+# so it takes more of them to end the session.
+UNREAD_FACTOR = 4
 
 
-def count_failed_change(user: Any) -> bool:
-    """Count a wrong old password; true if the session has to end, and the count begins anew.
-
-    Where a session cannot be deleted on the server (signed cookies) all sessions of the user end,
-    or a copy of the cookie would give another set of guesses.
-    """
+def take_attempt(user: Any) -> bool:
+    """Count a try at the old password before it is looked at; false if there is none left."""
     records = PasswordRecord.objects.using(feed.using)
     records.get_or_create(user_id=user.pk)
-    mine = records.filter(pk=user.pk)
-    mine.update(failed_changes=F("failed_changes") + 1)
-    if mine.values_list("failed_changes", flat=True)[0] < conf.change_attempts:
+    mine = records.filter(pk=user.pk, failed_changes__lt=conf.change_attempts)
+    # One conditional statement: of two at the same time one sees the count of the other.
+    return bool(mine.update(failed_changes=F("failed_changes") + 1))
+
+
+def give_back_attempt(user: Any) -> None:
+    """The old password was right, so the try was none."""
+    mine = PasswordRecord.objects.using(feed.using).filter(pk=user.pk, failed_changes__gt=0)
+    mine.update(failed_changes=F("failed_changes") - 1)
+
+
+def renew_attempts(user: Any) -> None:
+    """Somebody who logged in knows the password: the count begins anew."""
+    mine = PasswordRecord.objects.using(feed.using).filter(pk=user.pk, failed_changes__gt=0)
+    try:
+        with savepoint(using=feed.using):
+            mine.update(failed_changes=0)
+    except DatabaseFault as error:  # read-only: the login succeeds all the same
+        logger.warning("The count of wrong old passwords could not begin anew: %s", error)
+
+
+def wrong_old_password(request: HttpRequest, *, taken: bool = False, unread: bool = False) -> bool:
+    """Follow up a wrong old password, by whoever sits in this session; true if that was ended.
+
+    ``taken``: it is counted already. ``unread``: nobody knows whether it was the old password
+    that was wrong. Where a session cannot be deleted on the server (signed cookies) all sessions of
+    the user end, or a copy of the cookie would give another set of guesses.
+    """
+    user: Any = request.user
+    records = PasswordRecord.objects.using(feed.using)
+    if not taken:
+        records.get_or_create(user_id=user.pk)
+        records.filter(pk=user.pk).update(failed_changes=F("failed_changes") + 1)
+    if not unread:
+        report_failure(request, user)
+    count = records.filter(pk=user.pk).values_list("failed_changes", flat=True)[0]
+    if count < conf.change_attempts * (UNREAD_FACTOR if unread else 1):
         return False
-    mine.update(failed_changes=0)
+    # The count stays until the next login, so that what is sent at the same time meets it too.
     if not get_adapter().supports_end:
         end_sessions(user)
+    logout(request)
     return True
 
 
