@@ -198,18 +198,21 @@ class Feed:
         )
         floor = on_everyone.aggregate(top=Max("number"))["top"] or 0
         # A warning holds nobody, so it must not when nothing but this view can be asked.
-        rows = list(
+        demands = (
             Demand.objects.using(using)
             .exclude(batch__require=Require.WARN)
             .filter(batch__number__gt=known.counter, batch__cancelled_at__isnull=True)
-            .values_list("user_id", "batch__number")[: USERS_MAX + 1]
         )
-        # Read after the demands: a cancellation in between moves an end from there to here. Users
-        # who changed the password since have no older session that still answers.
+        # Users who changed the password since have no older session that still answers.
         ends = PasswordRecord.objects.using(using).filter(
             ended__gt=known.counter, satisfied__lt=F("ended")
         )
-        rows += ends.values_list("user_id", "ended")[: USERS_MAX + 1]
+        # In one statement: a cancellation between two would move an end past both of them.
+        rows = list(
+            demands.values_list("user_id", "batch__number").union(
+                ends.values_list("user_id", "ended"), all=True
+            )[: USERS_MAX + 1]
+        )
         users = dict(known.users)
         for user_id, number in rows:
             users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)

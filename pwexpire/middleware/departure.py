@@ -145,13 +145,14 @@ class Departure(Enforcement):
             return False
         if match.view_name != conf.change_url and not is_named_page(request):
             return False
-        if not names_user(request.session, request.user):  # the session was ended, or exchanged
-            return False
         form = (getattr(response, "context_data", None) or {}).get("form")
-        if isinstance(form, PasswordChangeForm):
-            return False
         current = witness.get()
-        return current is not None and not current.judged.get(case.user_id)
+        return (
+            not isinstance(form, PasswordChangeForm)
+            and names_user(request.session, request.user)  # else the view ended the session
+            and current is not None
+            and not current.judged.get(case.user_id)
+        )
 
     def _show_way_out(self, request: HttpRequest, response: Any) -> None:
         """Beside the login form's own error, for whoever knew a password that is worth nothing."""
