@@ -75,7 +75,8 @@ if not SESSION_FILE_PATH:
     SESSION_FILE_PATH = tempfile.mkdtemp(prefix="pwexpire-sessions-")
     atexit.register(shutil.rmtree, SESSION_FILE_PATH, ignore_errors=True)
 PLACE = servers.address("redis")
-SESSION_REDIS = {"host": PLACE[0], "port": PLACE[1], "db": 9, "prefix": f"pwexpire-{os.getpid()}"}
+# A database that no cache is in: to clear a cache empties its database, sessions and all.
+SESSION_REDIS = {"host": PLACE[0], "port": PLACE[1], "db": 11, "prefix": f"pwexpire-{os.getpid()}"}
 PWEXPIRE_POLL_SECONDS = 0
 # E304: both third-party session models want the same reverse name; the tests use neither.
 SILENCED_SYSTEM_CHECKS = ["axes.W002", "axes.W003", "axes.W006", "fields.E304"]
