@@ -13,7 +13,7 @@ from django.test import Client
 
 from pwexpire import services
 from pwexpire.models import PasswordRecord
-from pwexpire.services import attempts
+from pwexpire.services import attempts, changes
 from tests.factories import UserFactory
 from tests.support import NEW, OLD, change_password, is_held
 from tests.test_laws import login
@@ -101,6 +101,15 @@ def test_a_form_stuffed_with_guesses_is_told_nothing(client, alice, validator):
     data = {"old_password": "wrong", "x-old_password": OLD, "new_password1": OLD}
     response = client.post(DJANGO, {**data, "new_password2": OLD})
     assert set(errors_of(response)) == {"old_password"}
+
+
+def test_two_validators_verify_the_old_password_of_one_form_once(client, alice, settings):
+    settings.AUTH_PASSWORD_VALIDATORS = [{"NAME": name} for name in VALIDATORS]
+    client.force_login(alice)
+    with mock.patch.object(changes, "check_password", wraps=changes.check_password) as verify:
+        response = change_password(client, url=DJANGO, new=NEW)
+    assert response.status_code == 302
+    assert verify.call_count == 1
 
 
 def test_one_hashing_until_the_old_password_is_right(client, alice, settings):
