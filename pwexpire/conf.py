@@ -1,78 +1,166 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from django.apps import apps
 from django.conf import settings
 
-from pwexpire.loading import Predicate, ask_policy, load_policy, load_predicate
+from pwexpire.loading import ask_policy, find_policy, load_path, load_policy, load_predicate
 from pwexpire.logins import is_lax, refuses_logins
-from pwexpire.policy import PRESETS, Chosen, Policy, choose
+from pwexpire.policy import GROUP, PRESETS, Chosen, Policy, choose_for
 
+T = TypeVar("T")
 PolicyFor = Callable[[Any], Chosen]
-# What a callable or a mapping says of a user may change while he is logged in.
+ROLES = ("staff", "superuser", "default")
+# As many characters as the column has.
+SLUG_MAX = 40
+# What a callable or a mapping says of a user may change while they are logged in.
 RECONSIDER = timedelta(hours=1)
+
+
+def _is_positive(value: Any) -> bool:
+    return bool(value >= 1)
+
+
+def _is_predicate(value: Any) -> bool:
+    return value is None or callable(load_path(value) if isinstance(value, str) else value)
+
+
+def _is_policy(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(rule, str) and _is_rule(rule, one) for rule, one in value.items())
+    return value is None or find_policy(value) is not None
+
+
+def _is_rule(rule: str, value: Any) -> bool:
+    named = rule in ROLES or (rule.startswith(GROUP) and rule != GROUP)
+    return named and isinstance(find_policy(value), Policy)
+
+
+def _are_names(value: Any) -> bool:
+    return all(isinstance(one, str) for one in value)
+
+
+def _are_slugs(value: Any) -> bool:
+    return _are_names(value) and all(0 < len(slug) <= SLUG_MAX for slug in value)
+
+
+def _is_bool_or(word: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, bool) or value == word
 
 
 @dataclass(frozen=True)
 class Setting:
+    """``wants``: in words, what is valid; ``means``: whether a value of a right type is that."""
+
     default: Any
     types: tuple[Any, ...]
     wants: str
+    means: Callable[[Any], object] = lambda value: True
+
+    def read(self, name: str) -> Any:
+        return getattr(settings, f"PWEXPIRE_{name}", self.default)
 
     def accepts(self, value: object) -> bool:
-        if isinstance(value, bool) and bool not in self.types:
-            return False
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+        """Whether the type is right, and a number or an interval is not negative."""
+        if isinstance(value, bool):
+            return bool in self.types
+        if isinstance(value, (int, float)) and value < 0:
             return False
         if isinstance(value, timedelta) and value < timedelta(0):
             return False
         return isinstance(value, self.types)
 
+    def is_valid(self, value: Any) -> bool:
+        return self.accepts(value) and bool(self.means(value))
+
 
 NoneType = type(None)
 PREDICATE: tuple[Any, ...] = (NoneType, str, Callable)
+A_PREDICATE = "a callable that takes a user, or the path to one"
+LIST = (list, tuple, set, frozenset)
+DAY = timedelta(hours=24)
 SETTINGS: dict[str, Setting] = {
     "POLICY": Setting(
         None,
         (NoneType, Policy, str, dict, Callable),
         "a Policy, the name of a preset, a dict of those, or a callable (or the path to one)",
+        _is_policy,
     ),
-    "SECOND_FACTOR": Setting(None, PREDICATE, "a callable that takes a user, or the path to one"),
-    "APPLIES_TO": Setting(None, PREDICATE, "a callable that takes a user, or the path to one"),
-    "EXEMPT_BACKENDS": Setting((), (list, tuple, set, frozenset), "a list of backends' paths"),
+    "SECOND_FACTOR": Setting(None, PREDICATE, A_PREDICATE, _is_predicate),
+    "APPLIES_TO": Setting(None, PREDICATE, A_PREDICATE, _is_predicate),
+    "EXEMPT_BACKENDS": Setting((), LIST, "a list of backends' paths"),
     "CHANGE_URL": Setting("pwexpire:password_change", (str,), "a URL name or an absolute path"),
     "RESET_URL": Setting("password_reset", (str,), "a URL name or an absolute path"),
     "LOGOUT_URL": Setting("", (str,), 'a URL name or an absolute path, "" to find one'),
-    "EXEMPT_VIEWS": Setting((), (list, tuple, set, frozenset), "a list of namespace:name"),
+    "EXEMPT_VIEWS": Setting((), LIST, "a list of namespace:name", _are_names),
     "POLL_SECONDS": Setting(1, (int, float, NoneType), "a number of seconds, 0 or more, or None"),
     "SESSION_INDEX": Setting(None, (bool, NoneType), "True, False or None"),
-    "EXPIRE_ON_LOCKOUT": Setting(False, (bool, str), 'True, False or "success"'),
-    "LOCKOUT_WINDOW": Setting(timedelta(hours=24), (timedelta,), "a timedelta"),
-    "LOCKOUT_THRESHOLD": Setting(1, (int,), "a whole number, 1 or more"),
-    "LOCKOUT_COOLDOWN": Setting(timedelta(hours=24), (timedelta,), "a timedelta"),
-    "CHANGE_ATTEMPTS": Setting(5, (int,), "a whole number, 1 or more"),
+    "EXPIRE_ON_LOCKOUT": Setting(
+        False, (bool, str), 'True, False or "success"', _is_bool_or("success")
+    ),
+    "LOCKOUT_WINDOW": Setting(DAY, (timedelta,), "a timedelta"),
+    "LOCKOUT_THRESHOLD": Setting(1, (int,), "a whole number, 1 or more", _is_positive),
+    "LOCKOUT_COOLDOWN": Setting(DAY, (timedelta,), "a timedelta"),
+    "CHANGE_ATTEMPTS": Setting(5, (int,), "a whole number, 1 or more", _is_positive),
     "FAIL_CLOSED": Setting(False, (bool,), "True or False"),
-    "ASSUME_CHANGED": Setting("now", (str,), '"now" or "joined"'),
-    "ENFORCE": Setting(True, (bool, str), 'True, False or "report"'),
+    "ASSUME_CHANGED": Setting("now", (str,), '"now" or "joined"', ("now", "joined").__contains__),
+    "ENFORCE": Setting(True, (bool, str), 'True, False or "report"', _is_bool_or("report")),
     "LOGIN_VALIDATORS": Setting(
         None,
         (NoneType, bool, list, tuple),
         "True for AUTH_PASSWORD_VALIDATORS, or a list like that one",
     ),
-    "SITE_URL": Setting("", (str,), "the address of the site for e-mails, https://example.com"),
+    "SITE_URL": Setting(
+        "",
+        (str,),
+        "the address of the site for e-mails, https://example.com",
+        re.compile(r"\Z|https?://").match,
+    ),
     "ENQUEUE_ABOVE": Setting(None, (int, NoneType), "a number of users, or None"),
-    "TASKS_PER_BATCH": Setting(2, (int,), "a whole number, 1 or more"),
+    "TASKS_PER_BATCH": Setting(2, (int,), "a whole number, 1 or more", _is_positive),
     "TASK_BACKEND": Setting("default", (str,), "the alias of a backend in TASKS"),
     "TASK_QUEUE": Setting("default", (str,), "the name of a queue of that backend"),
-    "REASONS": Setting({}, (dict,), "a dict of slug to text"),
+    "REASONS": Setting({}, (dict,), "a dict of slug to text", _are_slugs),
 }
 
 
-def _said(value: Any) -> str:
+def read_setting(name: str) -> Any:
+    """The value, or the default in place of one of a wrong type: each default holds people."""
+    setting = SETTINGS[name]
+    value = setting.read(name)
+    return value if value is setting.default or setting.accepts(value) else setting.default
+
+
+class Read(Generic[T]):
+    """A property that reads a setting on access, and converts its value."""
+
+    def __init__(self, name: str, convert: Callable[[Any], T]) -> None:
+        self.name = name
+        self.convert = convert
+
+    def __get__(self, instance: object, owner: type) -> T:
+        return self.convert(read_setting(self.name))
+
+
+def _keep_names(values: Iterable[Any]) -> frozenset[str]:
+    return frozenset(value for value in values if isinstance(value, str))
+
+
+def _keep_positive(value: Any) -> int:
+    return max(1, int(value))
+
+
+def keep(value: Any) -> Any:
+    return value
+
+
+def _name_decisive(value: Any) -> str:
     """The same in every process; empty for what decides nothing."""
     found = PRESETS[value].policy if isinstance(value, str) and value in PRESETS else value
     if isinstance(found, Policy):
@@ -83,34 +171,16 @@ def _said(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _by_rules(rules: Mapping[str, Policy], user: Any) -> Chosen:
-    asks_groups = any(key.startswith("group:") for key in rules)
-    return choose(
-        rules,
-        staff=getattr(user, "is_staff", False),
-        superuser=getattr(user, "is_superuser", False),
-        # In Python, so that groups that were fetched together are not asked for one by one.
-        groups=[group.name for group in user.groups.all()] if asks_groups else (),
-    )
-
-
 class Conf:
     """One property per ``PWEXPIRE_*`` setting, read on access."""
-
-    @staticmethod
-    def _get(name: str) -> Any:
-        """The value, or the default in place of one of a wrong type: each default holds people."""
-        setting = SETTINGS[name]
-        value = getattr(settings, f"PWEXPIRE_{name}", setting.default)
-        return value if value is setting.default or setting.accepts(value) else setting.default
 
     @property
     def policy(self) -> PolicyFor | None:
         """``None`` while the site has set no policy, so that nobody has to ask it."""
-        value = self._get("POLICY")
+        value = read_setting("POLICY")
         if isinstance(value, dict):
             rules = self.rules or {}
-            return lambda user: _by_rules(rules, user)
+            return lambda user: choose_for(rules, user)
         value = load_policy(value)
         if value is None or (isinstance(value, Policy) and value.is_default):
             return None
@@ -121,21 +191,21 @@ class Conf:
     @property
     def policy_key(self) -> str | None:
         """Changes when the policy does, so that what a session knows of its age can be doubted."""
-        value = self._get("POLICY")
+        value = read_setting("POLICY")
         if isinstance(value, dict):
             said = [",".join(f"{key}={one.key}" for key, one in sorted((self.rules or {}).items()))]
         else:
-            said = [_said(value)]
-        said += [_said(self._get(name)) for name in ("SECOND_FACTOR", "APPLIES_TO")]
+            said = [_name_decisive(value)]
+        said += [_name_decisive(read_setting(name)) for name in ("SECOND_FACTOR", "APPLIES_TO")]
         return "|".join(filter(None, said)) or None
 
     @property
     def reconsider(self) -> timedelta | None:
         """How long a verdict counts that depends on what callables or rules say of the user."""
-        value = self._get("POLICY")
+        value = read_setting("POLICY")
         by_user = isinstance(value, dict) or callable(load_policy(value))
-        by_user = by_user or self._get("SECOND_FACTOR") is not None
-        return RECONSIDER if by_user or self._get("APPLIES_TO") is not None else None
+        by_user = by_user or read_setting("SECOND_FACTOR") is not None
+        return RECONSIDER if by_user or read_setting("APPLIES_TO") is not None else None
 
     @property
     def rules(self) -> dict[str, Policy] | None:
@@ -143,7 +213,7 @@ class Conf:
 
         A rule that leads to no policy is left out.
         """
-        value = self._get("POLICY")
+        value = read_setting("POLICY")
         if isinstance(value, dict):
             loaded = {key: load_policy(one) for key, one in value.items() if isinstance(key, str)}
             return {key: one for key, one in loaded.items() if isinstance(one, Policy)}
@@ -157,17 +227,33 @@ class Conf:
         """All that can be chosen, as far as that is known before a user is."""
         return tuple((self.rules or {}).values())
 
-    @property
-    def second_factor(self) -> Predicate | None:
-        return load_predicate("SECOND_FACTOR", self._get("SECOND_FACTOR"), strict=False)
-
-    @property
-    def applies_to(self) -> Predicate | None:
-        return load_predicate("APPLIES_TO", self._get("APPLIES_TO"), strict=True)
-
-    @property
-    def exempt_backends(self) -> frozenset[str]:
-        return frozenset(name for name in self._get("EXEMPT_BACKENDS") if isinstance(name, str))
+    second_factor = Read("SECOND_FACTOR", partial(load_predicate, "SECOND_FACTOR", strict=False))
+    applies_to = Read("APPLIES_TO", partial(load_predicate, "APPLIES_TO", strict=True))
+    exempt_backends = Read("EXEMPT_BACKENDS", _keep_names)
+    exempt_views = Read("EXEMPT_VIEWS", _keep_names)
+    change_url = Read("CHANGE_URL", str)
+    reset_url = Read("RESET_URL", str)
+    logout_url = Read("LOGOUT_URL", str)
+    site_url = Read("SITE_URL", lambda value: str(value).rstrip("/"))
+    poll_seconds: Read[float | None] = Read("POLL_SECONDS", keep)
+    # None: where the session keys are in the database anyway.
+    session_index: Read[bool | None] = Read("SESSION_INDEX", keep)
+    expire_on_lockout = Read("EXPIRE_ON_LOCKOUT", lambda value: value is True)
+    # Only if a login succeeds from elsewhere after the lockout: a guess that hit.
+    expire_on_success = Read("EXPIRE_ON_LOCKOUT", lambda value: bool(value == "success"))
+    lockout_window: Read[timedelta] = Read("LOCKOUT_WINDOW", keep)
+    lockout_threshold = Read("LOCKOUT_THRESHOLD", _keep_positive)
+    lockout_cooldown: Read[timedelta] = Read("LOCKOUT_COOLDOWN", keep)
+    assume_joined = Read("ASSUME_CHANGED", lambda value: bool(value == "joined"))
+    # Only False and "report" switch it off; a typing mistake must free nobody.
+    enforce = Read("ENFORCE", lambda value: value is not False and value != "report")
+    # Count what would be held, and hold nobody.
+    report_only = Read("ENFORCE", lambda value: bool(value == "report"))
+    enqueue_above: Read[int | None] = Read("ENQUEUE_ABOVE", keep)
+    tasks_per_batch = Read("TASKS_PER_BATCH", _keep_positive)
+    task_backend = Read("TASK_BACKEND", str)
+    task_queue = Read("TASK_QUEUE", str)
+    reasons: Read[dict[str, str]] = Read("REASONS", dict)
 
     @property
     def refuses_logins(self) -> bool:
@@ -187,69 +273,15 @@ class Conf:
 
     @property
     def login_validators(self) -> Sequence[Mapping[str, Any]] | None:
-        value = self._get("LOGIN_VALIDATORS")
+        value = read_setting("LOGIN_VALIDATORS")
         if isinstance(value, bool):
             return list(settings.AUTH_PASSWORD_VALIDATORS) if value else None
         return value  # type: ignore[no-any-return]
 
     @property
-    def site_url(self) -> str:
-        return str(self._get("SITE_URL")).rstrip("/")
-
-    @property
-    def change_url(self) -> str:
-        return str(self._get("CHANGE_URL"))
-
-    @property
-    def reset_url(self) -> str:
-        return str(self._get("RESET_URL"))
-
-    @property
-    def logout_url(self) -> str:
-        return str(self._get("LOGOUT_URL"))
-
-    @property
-    def exempt_views(self) -> frozenset[str]:
-        return frozenset(name for name in self._get("EXEMPT_VIEWS") if isinstance(name, str))
-
-    @property
-    def poll_seconds(self) -> float | None:
-        value = self._get("POLL_SECONDS")
-        return None if value is None else float(value)
-
-    @property
-    def session_index(self) -> bool | None:
-        """``None``: where the session keys are in the database anyway."""
-        value = self._get("SESSION_INDEX")
-        return None if value is None else bool(value)
-
-    @property
-    def expire_on_lockout(self) -> bool:
-        return self._get("EXPIRE_ON_LOCKOUT") is True
-
-    @property
-    def expire_on_success(self) -> bool:
-        """Only if a login succeeds from elsewhere after the lockout: a guess that hit."""
-        return bool(self._get("EXPIRE_ON_LOCKOUT") == "success")
-
-    @property
-    def lockout_window(self) -> timedelta:
-        value: timedelta = self._get("LOCKOUT_WINDOW")
-        return value
-
-    @property
-    def lockout_threshold(self) -> int:
-        return max(1, int(self._get("LOCKOUT_THRESHOLD")))
-
-    @property
-    def lockout_cooldown(self) -> timedelta:
-        value: timedelta = self._get("LOCKOUT_COOLDOWN")
-        return value
-
-    @property
     def change_attempts(self) -> int:
         """Wrong old passwords until the session ends: one less than django-axes would lock at."""
-        attempts = int(self._get("CHANGE_ATTEMPTS"))
+        attempts = int(read_setting("CHANGE_ATTEMPTS"))
         limit = getattr(settings, "AXES_FAILURE_LIMIT", 3) if apps.is_installed("axes") else None
         if isinstance(limit, int):
             attempts = min(attempts, limit - 1)
@@ -257,44 +289,8 @@ class Conf:
 
     @property
     def fail_closed(self) -> bool:
-        # Not _get(): of a value that is no bool the strict reading counts here, not the default.
+        # Of a value that is no bool the strict reading counts here, and not the default.
         return getattr(settings, "PWEXPIRE_FAIL_CLOSED", False) is not False
-
-    @property
-    def assume_joined(self) -> bool:
-        return bool(self._get("ASSUME_CHANGED") == "joined")
-
-    @property
-    def enforce(self) -> bool:
-        """Only ``False`` and ``"report"`` switch it off; a typing mistake must free nobody."""
-        value = self._get("ENFORCE")
-        return value is not False and value != "report"
-
-    @property
-    def report_only(self) -> bool:
-        """Count what would be held, and hold nobody."""
-        return bool(self._get("ENFORCE") == "report")
-
-    @property
-    def enqueue_above(self) -> int | None:
-        value: int | None = self._get("ENQUEUE_ABOVE")
-        return value
-
-    @property
-    def tasks_per_batch(self) -> int:
-        return max(1, int(self._get("TASKS_PER_BATCH")))
-
-    @property
-    def task_backend(self) -> str:
-        return str(self._get("TASK_BACKEND"))
-
-    @property
-    def task_queue(self) -> str:
-        return str(self._get("TASK_QUEUE"))
-
-    @property
-    def reasons(self) -> dict[str, str]:
-        return dict(self._get("REASONS"))
 
 
 conf = Conf()

@@ -57,16 +57,19 @@ def load_predicate(setting: str, value: Any, *, strict: bool) -> Predicate | Non
     return ask
 
 
-def load_policy(value: Any) -> Any:
-    """A preset by its name, anything else by its path: a policy, a callable or ``None``."""
-    found = value
+def find_policy(value: Any) -> Any:
+    """Return a policy or a callable, by its path or the name of a preset as well; else ``None``."""
     if isinstance(value, str):
-        found = PRESETS[value].policy if value in PRESETS else load_path(value)
-    if isinstance(found, Policy) or callable(found):
-        return found
-    if value is not None:
+        value = PRESETS[value].policy if value in PRESETS else load_path(value)
+    return value if isinstance(value, Policy) or callable(value) else None
+
+
+def load_policy(value: Any) -> Any:
+    """As ``find_policy``; what leads to none is logged."""
+    found = find_policy(value)
+    if found is None and value is not None:
         log_once("POLICY", "leads to no policy")
-    return None
+    return found
 
 
 def ask_policy(policy_for: Callable[[Any], Any], user: Any) -> Policy:

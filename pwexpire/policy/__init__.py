@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pwexpire.policy.composing import Age, weigh_age
-from pwexpire.policy.matching import Chosen, choose, strictness
+from pwexpire.policy.matching import GROUP, Chosen, choose, choose_for, strictness
 from pwexpire.policy.presets import PRESETS, Clause, Preset
 from pwexpire.policy.rules import HISTORY_MAX, Decision, Policy, decide
 
 __all__ = [
+    "GROUP",
     "HISTORY_MAX",
     "PRESETS",
     "Age",
@@ -15,6 +16,7 @@ __all__ = [
     "Policy",
     "Preset",
     "choose",
+    "choose_for",
     "decide",
     "strictness",
     "weigh_age",

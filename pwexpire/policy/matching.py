@@ -71,3 +71,15 @@ def choose(
     rule = max(found, key=lambda key: (strictness(rules[key]), key))
     several = tuple(rules[key] for key in found)
     return Chosen(combine(rules[rule], several), rule, tuple(found), several)
+
+
+def choose_for(rules: Mapping[str, Policy], user: Any) -> Chosen:
+    """As ``choose``, for ``user``, whose groups are asked for only if a rule names one."""
+    asks_groups = any(key.startswith(GROUP) for key in rules)
+    return choose(
+        rules,
+        staff=getattr(user, "is_staff", False),
+        superuser=getattr(user, "is_superuser", False),
+        # In Python, so that groups that were fetched together are not asked for one by one.
+        groups=[group.name for group in user.groups.all()] if asks_groups else (),
+    )
