@@ -23,7 +23,7 @@ from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.pages import find_logout_url, find_reset_url, find_url
 from pwexpire.responses import impersonated_text, no_store, unavailable, unprocessed_text
 from pwexpire.services.attempts import wrong_old_password
-from pwexpire.services.notices import reason_label
+from pwexpire.services.mails import reason_label
 from pwexpire.services.status import password_status
 
 

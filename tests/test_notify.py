@@ -22,7 +22,7 @@ from pwexpire import services
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.models import Notice, PasswordRecord
 from pwexpire.policy import Policy
-from pwexpire.services import notices
+from pwexpire.services import mails, notices
 from pwexpire.signals import password_about_to_expire
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -51,7 +51,7 @@ class Failing:
 
 @pytest.fixture
 def failing():
-    with mock.patch("pwexpire.services.notices.mail_connection", Failing):
+    with mock.patch("pwexpire.services.mails.mail_connection", Failing):
         yield
 
 
@@ -157,7 +157,7 @@ def test_a_mail_that_cannot_be_sent_is_sent_by_the_next_run(alice, caplog):
         seen.append(kwargs["step"])
 
     password_about_to_expire.connect(tell)
-    with mock.patch("pwexpire.services.notices.mail_connection", Failing):
+    with mock.patch("pwexpire.services.mails.mail_connection", Failing):
         with pytest.raises(CommandError, match="1 mails could not be sent, 0 were"):
             run()
     assert not Notice.objects.exists() and "example.com" not in caplog.text and not seen
@@ -182,7 +182,7 @@ def test_addresses_that_are_refused_keep_nobody_else_from_his_mail(users):
                 raise SMTPRecipientsRefused({messages[0].to[0]: (550, b"unknown")})
             return super().send_messages(messages)
 
-    with mock.patch("pwexpire.services.notices.mail_connection", Picky):
+    with mock.patch("pwexpire.services.mails.mail_connection", Picky):
         with pytest.raises(CommandError, match="29 mails could not be sent, 1 were"):
             run()
 
@@ -203,7 +203,7 @@ def test_a_server_that_hangs_up_is_called_again(users):
                 raise SMTPServerDisconnected("so many and no more")
             return super().send_messages(messages)
 
-    with mock.patch("pwexpire.services.notices.mail_connection", Short):
+    with mock.patch("pwexpire.services.mails.mail_connection", Short):
         with pytest.raises(CommandError, match="could not be sent"):
             run()
     assert len(mail.outbox) == 4 and opened == [3, 3]
@@ -214,7 +214,7 @@ def test_a_process_that_was_killed_sends_no_second_mail(alice, bob):
     assert run()["sent"] == 1
     left(alice, 5)
     with (
-        mock.patch("pwexpire.services.notices._mail", side_effect=KeyboardInterrupt),
+        mock.patch("pwexpire.services.mails._compose_mail", side_effect=KeyboardInterrupt),
         pytest.raises(CommandError, match="Interrupted"),
     ):
         run()
@@ -227,7 +227,7 @@ def test_a_process_that_was_killed_sends_no_second_mail(alice, bob):
 
 def test_another_run_is_faster(alice):
     left(alice, 5)
-    real = notices._unknown
+    real = notices._drop_known
 
     def slow(due, report):
         found = real(due, report)
@@ -235,7 +235,7 @@ def test_another_run_is_faster(alice):
             Notice.objects.create(user=one.user, key=one.key, created_at=timezone.now())
         return found
 
-    with mock.patch("pwexpire.services.notices._unknown", slow):
+    with mock.patch("pwexpire.services.notices._drop_known", slow):
         assert run() == {"due": {}, "known": 1, "sent": 0, "without_address": 0}
 
 
@@ -291,12 +291,12 @@ def test_languages_and_hostile_names(alice, settings):
     alice.username = "<b>alice</b>"
     alice.save()
     left(alice, 5)
-    assert notices._language(alice) == "de"
+    assert mails._find_language(alice) == "de"
     alice.language = "fr"
-    assert notices._language(alice) == "fr"
+    assert mails._find_language(alice) == "fr"
     alice.language = "xx"
     alice.preferred_language = "es"
-    assert notices._language(alice) == "es"
+    assert mails._find_language(alice) == "es"
     run()
     (sent,) = mail.outbox
     assert "<b>alice</b>" in sent.body and "<b>" not in sent.alternatives[0][0]

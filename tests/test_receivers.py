@@ -25,7 +25,7 @@ from pwexpire.models import (
 )
 from pwexpire.pages import find_reset_url
 from pwexpire.policy import Policy
-from pwexpire.services.notices import reason_label
+from pwexpire.services.mails import reason_label
 from tests.support import NEW, OLD, change_password, is_held, store_session
 
 pytestmark = pytest.mark.django_db(transaction=True)

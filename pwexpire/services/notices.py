@@ -1,4 +1,4 @@
-"""E-mails before a password ages out, and to those whom an expiry meets; each at most once.
+"""E-mails before a password ages out, and to those whom an expiry concerns; each at most once.
 
 A row of ``Notice`` is written before its mail is sent, so that two runs do not send it twice. It is
 taken back if the mail cannot be sent; if the process is killed in between, nobody gets a mail.
@@ -6,51 +6,38 @@ taken back if the mail cannot be sent; if the process is killed in between, nobo
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from smtplib import SMTPDataError, SMTPRecipientsRefused, SMTPSenderRefused
 from typing import Any
 
-from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.core.mail import EmailMultiAlternatives
 from django.db import IntegrityError, transaction
 from django.db.models import Q
-from django.shortcuts import resolve_url
-from django.template.loader import render_to_string
-from django.urls import NoReverseMatch
-from django.utils import timezone, translation
-from django.utils.translation import gettext as _
+from django.utils import timezone
 
-from pwexpire.compat import mail_connection
-from pwexpire.conf import conf
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
-from pwexpire.models import ExpiryBatch, Notice, PasswordRecord, Reason
+from pwexpire.models import ExpiryBatch, Notice, PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.evidence import look, records_of, wanted_by, with_groups
+from pwexpire.services.mails import Due, Mailer
 from pwexpire.services.selection import Selection, all_users, members
 from pwexpire.services.staging import Progress
 from pwexpire.services.status import read_rules
 from pwexpire.signals import password_about_to_expire
 
-logger = logging.getLogger("pwexpire")
-
 PAGE = 500
 DAY = timedelta(days=1)
 # So many mails in a row that cannot be sent: the mail server is down.
 FAILURES_MAX = 20
-OF_ONE_MAIL = (SMTPRecipientsRefused, SMTPSenderRefused, SMTPDataError)
 UNSENT_AFTER = timedelta(hours=1)
 KEPT_FOR = timedelta(days=400)
-LANGUAGE_FIELDS = ("language", "preferred_language")
 
 
 @dataclass(kw_only=True)
@@ -68,18 +55,6 @@ class NoticeReport:
     steps: Counter[str] = field(default_factory=Counter)
     cursor: str = ""
     stopped: bool = False
-
-
-@dataclass(frozen=True)
-class Due:
-    """One mail: to whom, what is remembered of it, and what is in it."""
-
-    user: Any
-    key: str
-    template: str
-    context: dict[str, Any]
-    expires_at: datetime | None = None
-    step: timedelta | None = None
 
 
 def notify_users(
@@ -101,7 +76,7 @@ def notify_users(
     Safe to run twice, and on two machines. Returns a ``NoticeReport``. Raises ``InvalidRequest``.
     """
     selection = Selection(all_users() if users is None else users, exclude=exclude)
-    return _run(selection, _aging, dry_run, limit, progress, after, seconds)
+    return _NoticeRun(_find_aging, dry_run, limit, progress, seconds).work(selection, after)
 
 
 def announce_expiry(
@@ -113,7 +88,7 @@ def announce_expiry(
     after: str = "",
     seconds: float | None = None,
 ) -> NoticeReport:
-    """Tell the users of a batch that is in force, and have not met it yet, what it wants and why.
+    """Tell the users of a batch in force who have not satisfied it what it wants, and why.
 
     Arguments and guarantees as ``notify_users``. The note of the batch is not told.
     Raises ``InvalidRequest`` if the batch is not in force.
@@ -124,8 +99,8 @@ def announce_expiry(
     if batch.everyone:
         users = all_users().exclude(pwexpire_record__satisfied__gte=batch.number)
         users = users.exclude(pwexpire_exclusions__batch=batch)
-    find = partial(_announced, batch)
-    return _run(Selection(users), find, dry_run, limit, progress, after, seconds)
+    find = partial(_find_announced, batch)
+    return _NoticeRun(find, dry_run, limit, progress, seconds).work(Selection(users), after)
 
 
 def retry_unsent() -> int:
@@ -146,74 +121,90 @@ def prune_notices(chunk: int = 1000) -> int:
     return removed
 
 
-def reason_label(reason: str | None) -> str:
-    """In words, for users."""
-    if reason is None:
-        return ""
-    own = conf.reasons.get(reason)
-    if own is not None:
-        return str(own)
-    return str(Reason(reason).label) if reason in Reason.values else _("it was asked for")
+@dataclass
+class _NoticeRun:
+    """The mails of one run. ``find`` lists those of a page of users that are due."""
+
+    find: Callable[[list[Any]], Iterable[Due]]
+    dry_run: bool
+    limit: int | None
+    progress: Progress | None
+    seconds: float | None
+    report: NoticeReport = field(default_factory=NoticeReport)
+
+    def work(self, selection: Selection, after: str) -> NoticeReport:
+        done, until = 0, None if self.seconds is None else time.monotonic() + self.seconds
+        while part := selection.part(after, PAGE):
+            page, after = part
+            users = list(page.order_by("pk"))
+            due = [one for one in self.find(users) if getattr(one.user, "is_active", True)]
+            if not self._send_page(_drop_known(due, self.report)):
+                return self.report
+            done += len(users)
+            if self.progress is not None:
+                self.progress(done, None)
+            if until is not None and time.monotonic() >= until:
+                self.report.cursor = after
+                return self.report
+        return self.report
+
+    def _send_page(self, due: list[Due]) -> bool:
+        """Send these; false if it had to stop before the last one."""
+        with Mailer() as mailer:
+            for one in due:
+                if self.limit is not None and self.report.sent >= self.limit:
+                    return False
+                self._send_notice(one, mailer)
+                if mailer.failures >= FAILURES_MAX:
+                    self.report.stopped = True
+                    return False
+        return True
+
+    def _send_notice(self, due: Due, mailer: Mailer) -> None:
+        # The row before the mail: the other way round, two runs would send it twice.
+        notice = None if self.dry_run else _claim_notice(due)
+        if notice is None and not self.dry_run:  # another run was faster
+            self.report.known += 1
+            return
+        self.report.steps[due.key if due.step is None else f"{due.step / DAY:g}"] += 1
+        if notice is None:
+            return
+        address = getattr(due.user, get_user_model().get_email_field_name(), None)
+        if address and not mailer.send(due, address):
+            in_transaction(notice.delete, using=feed.using)
+            self.report.failed += 1
+            return
+        self.report.sent += bool(address)
+        self.report.without_address += not address
+        _mark_sent(notice, due)
 
 
-def _run(
-    selection: Selection,
-    find: Any,
-    dry_run: bool,
-    limit: int | None,
-    progress: Progress | None,
-    after: str,
-    seconds: float | None,
-) -> NoticeReport:
-    report, done = NoticeReport(), 0
-    until = None if seconds is None else time.monotonic() + seconds
-    while part := selection.part(after, PAGE):
-        page, last = part
-        users = list(page.order_by("pk"))
-        due = [one for one in find(users) if getattr(one.user, "is_active", True)]
-        finished = _page(report, _unknown(due, report), dry_run, limit)
-        if not finished:
-            return report
-        after = last
-        done += len(users)
-        if progress is not None:
-            progress(done, None)
-        if until is not None and time.monotonic() >= until:
-            report.cursor = after
-            return report
-    return report
-
-
-def _aging(users: list[Any]) -> Iterable[Due]:
+def _find_aging(users: list[Any]) -> Iterable[Due]:
     with_groups(users)
     rules, records, wanted = read_rules(), records_of(users), wanted_by(users)
     for user in users:
         record = records.get(user.pk) or PasswordRecord()
-        judged, _told = look(rules, user, record, wanted[user.pk])
+        judged, _ = look(rules, user, record, wanted[user.pk])
         policy, expires_at = judged.chosen.policy, judged.expires_at
         if judged.held or expires_at is None or not policy.warn_steps:
             continue
         if rules.now < expires_at <= rules.now + policy.warn_steps[0]:
-            yield _warning(user, policy, expires_at, expires_at - rules.now)
+            yield _warn_of(user, policy, expires_at, expires_at - rules.now)
 
 
-def _warning(user: Any, policy: Policy, expires_at: datetime, left: timedelta) -> Due:
+def _warn_of(user: Any, policy: Policy, expires_at: datetime, left: timedelta) -> Due:
     step = min(step for step in policy.warn_steps if step >= left)
     return Due(
         user=user,
         key=f"age:{expires_at:%Y%m%dT%H%M%S}:{int(step.total_seconds())}",
         template="expiry_warning",
-        context={
-            "days_left": math.ceil(left / DAY),
-            "expires_at": expires_at,
-            "policy": policy,
-        },
+        context={"days_left": math.ceil(left / DAY), "expires_at": expires_at, "policy": policy},
         expires_at=expires_at,
         step=step,
     )
 
 
-def _announced(batch: ExpiryBatch, users: list[Any]) -> Iterable[Due]:
+def _find_announced(batch: ExpiryBatch, users: list[Any]) -> Iterable[Due]:
     rules = read_rules()
     for user in users:
         if rules.apply(user):
@@ -225,78 +216,16 @@ def _announced(batch: ExpiryBatch, users: list[Any]) -> Iterable[Due]:
             )
 
 
-def _unknown(due: list[Due], report: NoticeReport) -> list[Due]:
-    """Those of whom there is no notice yet."""
+def _drop_known(due: list[Due], report: NoticeReport) -> list[Due]:
+    """Return those of which there is no notice yet; count the others."""
     asked = Q(user__in=[one.user.pk for one in due], key__in={one.key for one in due})
-    rows = Notice.objects.using(feed.using).filter(asked).values_list("user_id", "key")
-    there = set(rows)
+    there = set(Notice.objects.using(feed.using).filter(asked).values_list("user_id", "key"))
     new = [one for one in due if (one.user.pk, one.key) not in there]
     report.known += len(due) - len(new)
     return new
 
 
-def _page(report: NoticeReport, due: list[Due], dry_run: bool, limit: int | None) -> bool:
-    """Send these; false if it had to stop before the last one."""
-    with _Mailer() as mailer:
-        for one in due:
-            if limit is not None and report.sent >= limit:
-                return False
-            notice = None if dry_run else _claim(one)
-            if notice is None and not dry_run:  # another run was faster
-                report.known += 1
-                continue
-            report.steps[f"{one.step / DAY:g}" if one.step is not None else one.key] += 1
-            if notice is None:
-                continue
-            address = getattr(one.user, get_user_model().get_email_field_name(), None)
-            if address and not mailer.send(one, address):
-                in_transaction(notice.delete, using=feed.using)
-                report.failed += 1
-                if mailer.failures == FAILURES_MAX:
-                    report.stopped = True
-                    return False
-                continue
-            report.sent += bool(address)
-            report.without_address += not address
-            _settle(notice, one)
-    return True
-
-
-class _Mailer:
-    """One connection for a page of users, opened with the first mail."""
-
-    def __enter__(self) -> _Mailer:
-        self.connection: Any = None
-        self.failures = 0  # of the server, in a row
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        connection, self.connection = self.connection, None
-        if connection is None:
-            return
-        try:
-            connection.close()
-        except Exception as error:  # what was sent is sent
-            logger.warning("The mail server did not say goodbye: %s", type(error).__name__)
-
-    def send(self, due: Due, address: str) -> bool:
-        try:
-            if self.connection is None:
-                connection = mail_connection()
-                connection.open()
-                self.connection = connection
-            self.connection.send_messages([_mail(due, address)])
-        except Exception as error:  # whatever a mail backend raises; its text may have names
-            logger.error("A notice to user %s was not sent: %s", due.user.pk, type(error).__name__)
-            if isinstance(error, OSError) and not isinstance(error, OF_ONE_MAIL):
-                self.failures += 1
-            self.__exit__()  # the next one begins with a connection of its own
-            return False
-        self.failures = 0
-        return True
-
-
-def _claim(due: Due) -> Notice | None:
+def _claim_notice(due: Due) -> Notice | None:
     """Write down that this mail is about to be sent; ``None`` if somebody else did."""
     notice = Notice(user_id=due.user.pk, key=due.key, created_at=timezone.now())
 
@@ -311,7 +240,7 @@ def _claim(due: Due) -> Notice | None:
     return notice if retried(write, using=feed.using) else None
 
 
-def _settle(notice: Notice, due: Due) -> None:
+def _mark_sent(notice: Notice, due: Due) -> None:
     mine = Notice.objects.using(feed.using).filter(pk=notice.pk)
     retried(partial(mine.update, sent_at=timezone.now()), using=feed.using)
     if due.step is not None:
@@ -323,35 +252,3 @@ def _settle(notice: Notice, due: Due) -> None:
             step=due.step,
         )
         transaction.on_commit(tell, using=feed.using)
-
-
-def _mail(due: Due, address: str) -> EmailMultiAlternatives:
-    with translation.override(_language(due.user)):
-        context = {**due.context, "user": due.user, "change_url": _change_url()}
-        if "reason" in context:
-            context["reason"] = reason_label(context["reason"])
-        where = f"pwexpire/mail/{due.template}"
-        subject = " ".join(render_to_string(f"{where}_subject.txt", context).split())
-        text = render_to_string(f"{where}_body.txt", context)
-        mail = EmailMultiAlternatives(subject, text, to=[address])
-        mail.attach_alternative(render_to_string(f"{where}_body.html", context), "text/html")
-        return mail
-
-
-def _language(user: Any) -> str:
-    known = dict(settings.LANGUAGES)
-    for name in LANGUAGE_FIELDS:
-        found = getattr(user, name, None)
-        if isinstance(found, str) and found in known:
-            return found
-    return str(settings.LANGUAGE_CODE)
-
-
-def _change_url() -> str:
-    """Absolute, or empty where the site does not say where it is."""
-    if not conf.site_url:
-        return ""
-    try:
-        return f"{conf.site_url}{resolve_url(conf.change_url)}"
-    except NoReverseMatch:
-        return ""

@@ -12,7 +12,7 @@ from pwexpire.context_processors import status_of
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.models import Reason
 from pwexpire.pages import find_url
-from pwexpire.services.notices import reason_label
+from pwexpire.services.mails import reason_label
 
 register = template.Library()
 DAY = timedelta(days=1)
