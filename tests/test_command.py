@@ -162,7 +162,7 @@ def test_refusals_are_one_sentence(alice, args, words):
 
 
 def test_a_user_model_without_the_field(alice, monkeypatch):
-    monkeypatch.setattr(selectors, "_has", lambda name: False)
+    monkeypatch.setattr(selectors, "_has_field", lambda name: False)
     with pytest.raises(CommandError, match="has no field is_staff"):
         run("expire", "--staff")
 

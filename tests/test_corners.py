@@ -44,7 +44,7 @@ def test_the_probe_finds_a_key_of_every_type():
 
 
 def test_fields_that_a_user_model_lacks():
-    assert not selectors._has("shoe_size")
+    assert not selectors._has_field("shoe_size")
 
 
 def test_ids_that_are_none_and_lists_of_users(alice, bob):

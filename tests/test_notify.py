@@ -22,7 +22,7 @@ from pwexpire import services
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.models import Notice, PasswordRecord
 from pwexpire.policy import Policy
-from pwexpire.services import mails, notices
+from pwexpire.services import mails, notices, pruning
 from pwexpire.signals import password_about_to_expire
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -376,9 +376,9 @@ def test_what_cannot_be_announced(alice, bob):
 def test_old_notices_are_pruned(alice, bob):
     for user in (alice, bob):
         Notice.objects.create(user=user, key="age", created_at=timezone.now())
-    assert notices.prune_notices() == 0
+    assert pruning.prune_notices() == 0
     Notice.objects.update(created_at=timezone.now() - timedelta(days=500))
-    assert notices.prune_notices(chunk=1) == 2
+    assert pruning.prune_notices(chunk=1) == 2
 
 
 # As tasks.

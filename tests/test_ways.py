@@ -646,7 +646,7 @@ def test_the_command_explains_all_of_it(alice, bob, settings, refusing):
     said = " ".join(explain(alice)["sentences"])
     assert "first_use, somebody else chose the password." in said
     services.expire_passwords(bob, require=Require.DENY)
-    assert "worth nothing (deny)" in " ".join(explain(bob)["sentences"])
+    assert "withdrawn (deny)" in " ".join(explain(bob)["sentences"])
     settings.PWEXPIRE_APPLIES_TO = "tests.testapp.policies.is_person"
     settings.PWEXPIRE_ENFORCE = "report"
     said = " ".join(explain(alice)["sentences"])

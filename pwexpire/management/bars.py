@@ -14,7 +14,7 @@ def bars(counts: Mapping[str, int]) -> list[str]:
     figures = len(f"{most:,}")
     lines = []
     for name, count in counts.items():
-        # Whoever is there is seen.
+        # A count above 0 shows at least one sign, or it would look like none.
         length = max(bool(count), round(WIDTH * count / most)) if most else 0
         lines.append(f"  {name:<{names}}  {count:>{figures},}  {'#' * length}".rstrip())
     return lines

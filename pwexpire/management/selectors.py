@@ -22,7 +22,7 @@ from django.utils.dateparse import parse_datetime
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
-from pwexpire.services.selection import shorten
+from pwexpire.services.selection import Selection, shorten
 from pwexpire.services.status import read_state
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
@@ -69,13 +69,23 @@ def select(options: dict[str, Any], notice: Callable[[str], None]) -> QuerySet[A
     if named is not None:
         users = users.filter(pk__in=named)
     if options["group"]:
-        users = users.filter(groups__in=_groups(options["group"])).distinct()
+        users = users.filter(groups__in=_find_groups(options["group"])).distinct()
     if options["staff"]:
-        users = users.filter(**{_field("is_staff"): True})
+        users = users.filter(**{_require_field("is_staff"): True})
     if options["changed_before"]:
-        users = users.filter(_changed_before(parse_moment(options["changed_before"])))
+        users = users.filter(_match_age(parse_moment(options["changed_before"])))
     # A slice is read once by the services; a long list would be sent along with each chunk.
     return users if named is None else users[: len(named)]
+
+
+def select_or_all(options: dict[str, Any], notice: Callable[[str], None]) -> QuerySet[Any]:
+    """As ``select``; everybody if nobody is named."""
+    named = any(options[name] for name in SELECTORS)
+    return select(options if named else {**options, "everyone": True}, notice)
+
+
+def choose_users(options: dict[str, Any], notice: Callable[[str], None]) -> Selection:
+    return Selection(select_or_all(options, notice), exclude=excluded(options))
 
 
 def _check_kinds(options: dict[str, Any], notice: Callable[[str], None]) -> None:
@@ -132,11 +142,11 @@ def _match_names(names: list[str]) -> tuple[list[Any], list[str]]:
     """Return the primary keys of the known names, and the names that are unknown or ambiguous."""
     model = get_user_model()
     email = model.get_email_field_name()
-    known = _look_up(F(model.USERNAME_FIELD), names)
-    mails = _look_up_emails(email, [name for name in names if name not in known])
+    known = _find_keys(F(model.USERNAME_FIELD), names)
+    mails = _find_emails(email, [name for name in names if name not in known])
     found, unknown = [], []
     for name in names:
-        mine = known.get(name) or _exactly(model.USERNAME_FIELD, name)
+        mine = known.get(name) or _match_exactly(model.USERNAME_FIELD, name)
         mine = mine or mails.get(name.lower()) or _match_email(email, name)
         if len(mine) == 1:
             found.append(mine[0])
@@ -145,19 +155,19 @@ def _match_names(names: list[str]) -> tuple[list[Any], list[str]]:
     return found, unknown
 
 
-def _look_up_emails(email: str, names: list[str]) -> dict[Any, list[Any]]:
+def _find_emails(email: str, names: list[str]) -> dict[Any, list[Any]]:
     addresses = [name.lower() for name in names if "@" in name]
-    return _look_up(Lower(email), addresses) if addresses and _has(email) else {}
+    return _find_keys(Lower(email), addresses) if addresses and _has_field(email) else {}
 
 
 def _match_email(email: str, name: str) -> list[Any]:
     """Return the keys of an address with letters that only the database compares without case."""
-    if "@" not in name or name.isascii() or not _has(email):
+    if "@" not in name or name.isascii() or not _has_field(email):
         return []
-    return _exactly(f"{email}__iexact", name)
+    return _match_exactly(f"{email}__iexact", name)
 
 
-def _look_up(column: Any, values: Iterable[str]) -> dict[Any, list[Any]]:
+def _find_keys(column: Any, values: Iterable[str]) -> dict[Any, list[Any]]:
     """Value -> primary keys. What only the database takes for equal is not found here."""
     users = get_user_model()._base_manager.using(feed.using).annotate(pwexpire_name=column)
     wanted = sorted(set(values))
@@ -172,7 +182,7 @@ def _look_up(column: Any, values: Iterable[str]) -> dict[Any, list[Any]]:
     return found
 
 
-def _exactly(lookup: str, name: str) -> list[Any]:
+def _match_exactly(lookup: str, name: str) -> list[Any]:
     users = get_user_model()._base_manager.using(feed.using)
     try:
         return list(users.filter(**{lookup: name}).values_list("pk", flat=True))
@@ -212,17 +222,17 @@ def parse_moment(text: str) -> datetime:
     raise CommandError(f"{text} is no age or date: write 90d, 12h or 2026-01-31.")
 
 
-def _changed_before(moment: datetime) -> Q:
+def _match_age(moment: datetime) -> Q:
     """Users whose change nobody saw count as ``PWEXPIRE_ASSUME_CHANGED`` says."""
     unseen = Q(pwexpire_record__isnull=True) | Q(pwexpire_record__changed_at=None)
     seen = Q(pwexpire_record__changed_at__lt=moment)
-    if conf.assume_joined and _has("date_joined"):
+    if conf.assume_joined and _has_field("date_joined"):
         return seen | (unseen & Q(date_joined__lt=moment))
     return seen | unseen if read_state().created_at < moment else seen
 
 
-def _groups(names: list[str]) -> list[Any]:
-    _field("groups")
+def _find_groups(names: list[str]) -> list[Any]:
+    _require_field("groups")
     groups = {group.name: group for group in Group.objects.using(feed.using).filter(name__in=names)}
     missing = [name for name in names if name not in groups]
     if missing:
@@ -230,7 +240,7 @@ def _groups(names: list[str]) -> list[Any]:
     return list(groups.values())
 
 
-def _has(name: str) -> bool:
+def _has_field(name: str) -> bool:
     try:
         get_user_model()._meta.get_field(name)
     except FieldDoesNotExist:
@@ -238,7 +248,7 @@ def _has(name: str) -> bool:
     return True
 
 
-def _field(name: str) -> str:
-    if not _has(name):
+def _require_field(name: str) -> str:
+    if not _has_field(name):
         raise CommandError(f"The user model has no field {name}: choose by another selector.")
     return name

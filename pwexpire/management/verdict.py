@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from pwexpire.conf import conf
+from pwexpire.constants import LOCKING
 from pwexpire.feed import feed
-from pwexpire.models import Exclusion, ExpiryBatch, Reason, Require
+from pwexpire.models import Exclusion, ExpiryBatch, Reason
 from pwexpire.services.status import PasswordStatus, judge, password_status
 
 
@@ -17,7 +18,7 @@ def explain(user: Any) -> dict[str, Any]:
     batch = ExpiryBatch.objects.using(feed.using).filter(number=judge(user).demand).first()
     out = Exclusion.objects.using(feed.using).filter(user=user.pk, batch__cancelled_at=None)
     excluded = list(out.order_by("batch").values_list("batch", flat=True))
-    sentences = [_verdict(user, status, batch)]
+    sentences = [_explain_verdict(user, status, batch)]
     if conf.report_only:
         sentences.append('PWEXPIRE_ENFORCE is "report": nobody is held, it is only counted.')
     elif not conf.enforce:
@@ -25,7 +26,8 @@ def explain(user: Any) -> dict[str, Any]:
     if not getattr(user, "is_active", True):
         sentences.append(f"{name} is not active.")
     if excluded:
-        sentences.append(f"Excluded from the demand on everyone of batch {_listed(excluded)}.")
+        batches = ", ".join(map(str, excluded))
+        sentences.append(f"Excluded from the demand on everyone of batch {batches}.")
     if status.changed_at:
         sentences.append(f"The last change was on {status.changed_at.isoformat()}.")
     if status.expires_at:
@@ -39,7 +41,7 @@ def explain(user: Any) -> dict[str, Any]:
     }
 
 
-def _verdict(user: Any, status: PasswordStatus, batch: ExpiryBatch | None) -> str:
+def _explain_verdict(user: Any, status: PasswordStatus, batch: ExpiryBatch | None) -> str:
     name = user.get_username()
     if not user.has_usable_password():
         return f"{name} is free: there is no usable password."
@@ -54,11 +56,7 @@ def _verdict(user: Any, status: PasswordStatus, batch: ExpiryBatch | None) -> st
         source = f"by batch {batch.pk}"
     since = f" since {status.since.isoformat()}" if status.since else ""
     locked = ""
-    if status.require in (Require.RESET, Require.DENY):
-        locked = f" The password is worth nothing ({status.require})."
-    grace = f" {status.grace_logins} more logins are good." if status.grace_logins else ""
+    if status.require in LOCKING:
+        locked = f" The password is withdrawn ({status.require}): a login with it is refused."
+    grace = f" {status.grace_logins} more logins are possible." if status.grace_logins else ""
     return f"{name} is held{since}: {status.reason}, {source}.{grace}{locked}"
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(str(number) for number in numbers)

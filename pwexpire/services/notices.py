@@ -37,7 +37,6 @@ DAY = timedelta(days=1)
 # So many mails in a row that cannot be sent: the mail server is down.
 FAILURES_MAX = 20
 UNSENT_AFTER = timedelta(hours=1)
-KEPT_FOR = timedelta(days=400)
 
 
 @dataclass(kw_only=True)
@@ -109,16 +108,6 @@ def retry_unsent() -> int:
         sent_at=None, created_at__lt=timezone.now() - UNSENT_AFTER
     )
     return int(in_transaction(old.delete, using=feed.using)[0])
-
-
-def prune_notices(chunk: int = 1000) -> int:
-    """Remove notices that nobody can be sent again, ``chunk`` at a time; how many went."""
-    notices = Notice.objects.using(feed.using)
-    old = notices.filter(created_at__lt=timezone.now() - KEPT_FOR).order_by("pk")
-    removed = 0
-    while pks := list(old.values_list("pk", flat=True)[:chunk]):
-        removed += in_transaction(notices.filter(pk__in=pks).delete, using=feed.using)[0]
-    return removed
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pwexpire.models import (
     Exclusion,
     ExpiryBatch,
     ExpiryChunk,
+    Notice,
     Reason,
     SessionAction,
 )
@@ -90,3 +91,9 @@ def prune_cancellations(chunk: int = CHUNK) -> int:
     """Remove cancellations and refusals that are older than ``KEPT_FOR``; how many went."""
     kept = Cancellation.objects.using(feed.using)
     return _delete_chunks(kept.filter(created_at__lt=timezone.now() - KEPT_FOR), chunk)
+
+
+def prune_notices(chunk: int = CHUNK) -> int:
+    """Remove notices that nobody can be sent again; how many went."""
+    notices = Notice.objects.using(feed.using)
+    return _delete_chunks(notices.filter(created_at__lt=timezone.now() - KEPT_FOR), chunk)

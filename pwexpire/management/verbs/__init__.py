@@ -5,41 +5,11 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from importlib import import_module
 
-from pwexpire.management.verbs import (
-    backfill,
-    cancel,
-    check,
-    expire,
-    notify,
-    policy,
-    preview,
-    prune,
-    reindex,
-    report,
-    resume,
-    sessions,
-    status,
-    stop,
+# In the order in which the help lists them.
+NAMES = (
+    *("expire", "preview", "cancel", "stop", "resume", "status", "sessions", "check"),
+    *("reindex", "prune", "policy", "notify", "report", "backfill"),
 )
-
-VERBS: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        expire,
-        preview,
-        cancel,
-        stop,
-        resume,
-        status,
-        sessions,
-        check,
-        reindex,
-        prune,
-        policy,
-        notify,
-        report,
-        backfill,
-    )
-}
+VERBS = {name: import_module(f"{__name__}.{name}") for name in NAMES}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from argparse import ArgumentParser
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from pwexpire.conf import conf
 from pwexpire.management.bars import bars
-from pwexpire.management.selectors import add_selectors
-from pwexpire.management.verbs.choosing import choose_users
+from pwexpire.management.selectors import add_selectors, choose_users
 from pwexpire.services.backfill import Forecast, Terms, backfill, forecast
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
@@ -49,13 +48,13 @@ def run(options: dict[str, Any], console: Any) -> Any:
         joined=joined,
         max_age=parse_duration("--max-age", given) if given else None,
     )
-    chosen = choose_users(options, console)
+    chosen = choose_users(options, console.notice)
     if not given and not _may_age():
         return {"users": 0, "written": 0, "sentences": [NOTHING_AGES]}
     if not options["dry_run"]:
         return backfill(chosen, terms)
-    told = _told(*forecast(chosen, terms))
-    return {"sentences": _in_text(told)} if options["format"] == "text" else told
+    answer = _describe_forecast(*forecast(chosen, terms))
+    return {"sentences": _draw_forecast(answer)} if options["format"] == "text" else answer
 
 
 def parse_duration(option: str, text: str) -> timedelta:
@@ -72,11 +71,11 @@ def _may_age() -> bool:
     return conf.policy is not None and (not known or any(one.max_age for one in known))
 
 
-def _told(without: Forecast, filled: Forecast) -> dict[str, Any]:
+def _describe_forecast(without: Forecast, filled: Forecast) -> dict[str, Any]:
     days = sorted({*without.days, *filled.days})
     by_day = not days or (days[-1] - days[0]).days <= BY_DAY_MAX
     unit = "day" if by_day else "week"
-    columns = {"without": _counts(without, by_day), "with": _counts(filled, by_day)}
+    columns = {"without": _count_from(without, by_day), "with": _count_from(filled, by_day)}
     starts = sorted({*columns["without"], *columns["with"]}, key=lambda one: (one != AT_ONCE, one))
     return {
         "unit": unit,
@@ -87,21 +86,18 @@ def _told(without: Forecast, filled: Forecast) -> dict[str, Any]:
     }
 
 
-def _in_text(told: dict[str, Any]) -> list[str]:
+def _draw_forecast(answer: dict[str, Any]) -> list[str]:
     lines = []
     for name in ("without", "with"):
-        lines.append(f"Passwords that age out, {name} the backfill, by the {told['unit']}:")
-        lines += bars({row["from"]: row[name] for row in told["forecast"]})
+        lines.append(f"Passwords that age out, {name} the backfill, by the {answer['unit']}:")
+        lines += bars({row["from"]: row[name] for row in answer["forecast"]})
     return lines
 
 
-def _counts(found: Forecast, by_day: bool) -> dict[str, int]:
+def _count_from(found: Forecast, by_day: bool) -> dict[str, int]:
     counts = {AT_ONCE: found.held} if found.held else {}
     for day, count in found.days.items():
-        start = (day if by_day else _monday(day)).isoformat()
+        monday = day - timedelta(days=day.weekday())
+        start = (day if by_day else monday).isoformat()
         counts[start] = counts.get(start, 0) + count
     return counts
-
-
-def _monday(day: date) -> date:
-    return day - timedelta(days=day.weekday())

@@ -50,7 +50,7 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
     add("--note", default="")
     add("--actor", metavar="NAME", help="the user who asks for it; their rank counts")
     add("--enqueue", action="store_true", help=ENQUEUE)
-    add("--announce", action="store_true", help="tell the users by e-mail")
+    add("--announce", action="store_true", help="send the users an e-mail about it")
     add("--yes", action="store_true", help="do not ask, whatever the number of users")
     add("--force", action="store_true", help=FORCE)
     add("--allow-empty", action="store_true", help=ALLOW_EMPTY)

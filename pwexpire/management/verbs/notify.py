@@ -10,8 +10,7 @@ from django.core.management.base import CommandError
 
 from pwexpire.exceptions import TasksUnavailable
 from pwexpire.management.batches import find_batch
-from pwexpire.management.selectors import add_selectors, names_somebody
-from pwexpire.management.verbs.choosing import chosen_users
+from pwexpire.management.selectors import add_selectors, excluded, names_somebody, select_or_all
 from pwexpire.models import ExpiryBatch
 from pwexpire.services.notices import NoticeReport, announce_expiry, notify_users, retry_unsent
 
@@ -38,21 +37,20 @@ def run(options: dict[str, Any], console: Any) -> Any:
         raise CommandError("--limit must be 1 or more.")
     batch = _find_announced(options)
     if options["enqueue"]:
-        return _enqueue(options, batch)
+        return _enqueue_notices(options, batch)
     if options["retry_unsent"] and not dry_run:
         retry_unsent()
     if batch is not None:
         report = announce_expiry(batch, dry_run=dry_run, limit=limit)
     else:
-        users, exclude = chosen_users(options, console)
-        report = notify_users(users, exclude=exclude, dry_run=dry_run, limit=limit)
-    told = _told(report, dry_run)
+        users, out = select_or_all(options, console.notice), excluded(options)
+        report = notify_users(users, exclude=out, dry_run=dry_run, limit=limit)
     if report.failed:
         raise CommandError(
             f"{report.failed} mails could not be sent, {report.sent} were: see the log, and run "
             "it again."
         )
-    return told
+    return _describe_run(report, dry_run)
 
 
 def _find_announced(options: dict[str, Any]) -> ExpiryBatch | None:
@@ -63,7 +61,7 @@ def _find_announced(options: dict[str, Any]) -> ExpiryBatch | None:
     return find_batch(options["batch"])
 
 
-def _enqueue(options: dict[str, Any], batch: ExpiryBatch | None) -> dict[str, Any]:
+def _enqueue_notices(options: dict[str, Any], batch: ExpiryBatch | None) -> dict[str, Any]:
     from pwexpire.tasks import NO_TASKS, enqueue_notices, framework
 
     if framework is None:
@@ -76,9 +74,9 @@ def _enqueue(options: dict[str, Any], batch: ExpiryBatch | None) -> dict[str, An
     return {"enqueued": True}
 
 
-def _told(report: NoticeReport, dry_run: bool) -> dict[str, Any]:
+def _describe_run(report: NoticeReport, dry_run: bool) -> dict[str, Any]:
     due = {step: count for step, count in sorted(report.steps.items()) if count}
-    told: dict[str, Any] = {"due": due, "known": report.known}
+    answer: dict[str, Any] = {"due": due, "known": report.known}
     if not dry_run:
-        told |= {"sent": report.sent, "without_address": report.without_address}
-    return told
+        answer |= {"sent": report.sent, "without_address": report.without_address}
+    return answer

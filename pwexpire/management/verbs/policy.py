@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -12,6 +12,7 @@ from pwexpire.conf import conf
 from pwexpire.management.selectors import find_user
 from pwexpire.policy import PRESETS, Chosen, Policy
 
+PLAIN = Policy()
 DEMANDS = [one.name for one in fields(Policy) if one.name != "name"]
 OF_THE_AGE = ("max_age", "warn_before", "grace_logins", "require", "single_factor_only")
 
@@ -25,89 +26,79 @@ def add(verb: Callable[[str, str], Any]) -> None:
 
 def run(options: dict[str, Any], console: Any) -> Any:
     if options["user"]:
-        return _of_user(options["user"])
+        return _describe_user(options["user"])
     if options["preset"]:
         if options["preset"] not in PRESETS:
             known = ", ".join(PRESETS)
-            raise CommandError(f"There is no preset {options['preset']!r}: use one of {known}.")
-        return _told("", PRESETS[options["preset"]].policy, explain=True)
-    return list(_configured(explain=options["explain"]))
+            raise CommandError(f"There is no preset {options['preset']}: use one of {known}.")
+        return _describe_policy("", PRESETS[options["preset"]].policy, explain=True)
+    return list(_list_configured(explain=options["explain"]))
 
 
-def _configured(*, explain: bool) -> Iterator[dict[str, Any]]:
+def _list_configured(*, explain: bool) -> Iterator[dict[str, Any]]:
     rules = conf.rules
     if rules is None:
         by = conf.policy_key
         yield {"policy": by, "sentences": [f"{by} says of each user which policy is meant."]}
         return
     for rule, policy in rules.items():
-        yield _told(rule, policy, explain=explain)
+        yield _describe_policy(rule, policy, explain=explain)
 
 
-def _of_user(name: str) -> dict[str, Any]:
-    user = find_user(name)
-    chosen_for = conf.policy
-    if chosen_for is None:
-        return {"user": name, **_told("", Policy(), explain=False)}
-    chosen = chosen_for(user)
-    if len(chosen.matched) < 2:
-        return {"user": name, **_told(chosen.rule, chosen.policy, explain=False)}
-    return {"user": name, **_explain_rules(chosen)}
+def _describe_user(name: str) -> dict[str, Any]:
+    user, chosen_for = find_user(name), conf.policy
+    chosen = Chosen(Policy()) if chosen_for is None else chosen_for(user)
+    answer = {"user": name, **_describe_policy(chosen.rule, chosen.policy, explain=False)}
+    return answer if len(chosen.matched) < 2 else answer | _explain_rules(chosen)
 
 
 def _explain_rules(chosen: Chosen) -> dict[str, Any]:
     """Of several rules: which demand comes from which."""
-    told = _told(chosen.rule, chosen.policy, explain=False)
     sources = {name: values for name in DEMANDS if (values := _find_sources(chosen, name))}
-    told["also_matched"] = [rule for rule in chosen.matched if rule != chosen.rule]
-    told["from"] = sources
-    told["sentences"] = [
+    sentences = [
         f"These rules match: {', '.join(chosen.matched)}. "
         "Each is weighed for itself, and the strictest of each demand counts:",
     ]
     for name, values in sources.items():
-        told["sentences"] += [f"  {name}: {value} ({rule})" for rule, value in values.items()]
-    return told
+        sentences += [f"  {name}: {value} ({rule})" for rule, value in values.items()]
+    also = [rule for rule in chosen.matched if rule != chosen.rule]
+    return {"also_matched": also, "from": sources, "sentences": sentences}
 
 
 def _find_sources(chosen: Chosen, name: str) -> dict[str, Any]:
     """Rule -> what it demands. An age counts with what belongs to it, whichever rule it is of."""
-    plain = getattr(Policy(), name)
     each = [(rule, policy, getattr(policy, name)) for rule, policy in chosen.each]
     if name in OF_THE_AGE:
-        return {rule: _shown(value) for rule, policy, value in each if policy.max_age and value}
-    strictest = getattr(chosen.policy, name)
-    return {rule: _shown(value) for rule, _, value in each if value == strictest and value != plain}
+        return {rule: _show(value) for rule, policy, value in each if policy.max_age and value}
+    plain, strictest = getattr(PLAIN, name), getattr(chosen.policy, name)
+    return {rule: _show(value) for rule, _, value in each if value == strictest and value != plain}
 
 
-def _told(rule: str, policy: Policy, *, explain: bool) -> dict[str, Any]:
-    plain = Policy()
-    demands = {
-        one.name: _shown(getattr(policy, one.name))
-        for one in fields(policy)
-        if one.name != "name" and getattr(policy, one.name) != getattr(plain, one.name)
-    }
+def _describe_policy(rule: str, policy: Policy, *, explain: bool) -> dict[str, Any]:
+    values = {name: getattr(policy, name) for name in DEMANDS}
+    demands = {name: _show(one) for name, one in values.items() if one != getattr(PLAIN, name)}
     title = policy.name or ("custom" if demands else "no policy")
-    sentences: list[str] = [f"{rule}: {title}" if rule else title]
+    sentences = [f"{rule}: {title}" if rule else title]
     sentences += [f"  {name}: {value}" for name, value in demands.items()]
     if not demands:
         sentences.append("  no change at intervals; a change is demanded by an expiry only")
-    told: dict[str, Any] = {"rule": rule, "policy": title}
-    told |= {"demands": demands, "sentences": sentences}
-    preset = PRESETS.get(policy.name)
-    if explain and preset is not None:
-        told["source"], told["read"] = preset.source, preset.read
-        told["clauses"] = [
-            {"number": clause.number, "says": clause.says, "met_by": clause.met_by}
-            for clause in preset.clauses
-        ]
+    answer: dict[str, Any] = {
+        "rule": rule,
+        "policy": title,
+        "demands": demands,
+        "sentences": sentences,
+    }
+    preset = PRESETS.get(policy.name) if explain else None
+    if preset is not None:
+        answer |= {"source": preset.source, "read": preset.read}
+        answer["clauses"] = [asdict(clause) for clause in preset.clauses]
         sentences.append(f"  {preset.source}, {preset.read}:")
         for clause in preset.clauses:
             sentences += [f"  {clause.number}  {clause.says}", f"      {clause.met_by}"]
-    return told
+    return answer
 
 
-def _shown(value: Any) -> Any:
+def _show(value: Any) -> Any:
     if isinstance(value, (bool, int)):
         return value
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -10,8 +10,22 @@ from django.core.management.base import CommandError
 
 from pwexpire.services.history import prune_history
 from pwexpire.services.index import prune_index
-from pwexpire.services.notices import prune_notices
-from pwexpire.services.pruning import prune_batches, prune_cancellations, prune_cancelled
+from pwexpire.services.pruning import (
+    prune_batches,
+    prune_cancellations,
+    prune_cancelled,
+    prune_notices,
+)
+
+# Demands before batches: a batch is finished once nothing of it is open.
+PRUNERS: dict[str, Callable[[int], int]] = {
+    "entries": prune_index,
+    "demands": prune_cancelled,
+    "batches": prune_batches,
+    "cancellations": prune_cancellations,
+    "old_passwords": prune_history,
+    "notices": prune_notices,
+}
 
 
 def add(verb: Callable[..., ArgumentParser]) -> None:
@@ -22,11 +36,4 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
 def run(options: dict[str, Any], console: Any) -> Any:
     if options["chunk"] < 1:
         raise CommandError("--chunk must be 1 or more.")
-    return {
-        "entries": prune_index(options["chunk"]),
-        "demands": prune_cancelled(options["chunk"]),
-        "batches": prune_batches(options["chunk"]),
-        "cancellations": prune_cancellations(options["chunk"]),
-        "old_passwords": prune_history(options["chunk"]),
-        "notices": prune_notices(options["chunk"]),
-    }
+    return {name: prune(options["chunk"]) for name, prune in PRUNERS.items()}

@@ -11,8 +11,7 @@ from django.core.management.base import CommandError
 
 from pwexpire.management.bars import bars
 from pwexpire.management.formats import Rows
-from pwexpire.management.selectors import add_selectors, names_somebody
-from pwexpire.management.verbs.choosing import choose_users
+from pwexpire.management.selectors import add_selectors, choose_users, names_somebody
 from pwexpire.services.attempts import LockoutExpiry, lockout_report
 from pwexpire.services.evidence import BatchEvidence, Evidence, batch_rows, rows, total
 from pwexpire.services.trace import CancellationEvidence, cancellation_rows
@@ -47,7 +46,7 @@ def run(options: dict[str, Any], console: Any) -> Any:
             raise CommandError(f"--{name} shows all of them: it goes with no selector.")
         if options[name]:
             return read()
-    found = rows(choose_users(options, console))
+    found = rows(choose_users(options, console.notice))
     if not options["totals"]:
         return Rows(Evidence._fields, found)
     totals = total(found)
@@ -60,10 +59,10 @@ def run(options: dict[str, Any], console: Any) -> Any:
                 for value, count in counts.items()
             ),
         )
-    return totals if options["format"] == "json" else {"sentences": _in_text(totals)}
+    return totals if options["format"] == "json" else {"sentences": _draw_totals(totals)}
 
 
-def _in_text(totals: dict[str, dict[str, int]]) -> list[str]:
+def _draw_totals(totals: dict[str, dict[str, int]]) -> list[str]:
     lines = []
     for name, counts in totals.items():
         lines += [TITLES.get(name, name), *bars(counts)]
