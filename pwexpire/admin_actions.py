@@ -15,7 +15,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext, gettext_lazy, ngettext
 
-from pwexpire.admin_log import log_action, log_refusal, name_users
+from pwexpire.admin_log import list_logged, log_action, log_refusal, name_users
 from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
 from pwexpire.constants import LOCKING
@@ -120,7 +120,7 @@ def _expire_allowed(
     given: dict[str, Any],
 ) -> None:
     out = request.user if given["keep_me_out"] else None
-    enqueue = _find_enqueuer(users)
+    logged, enqueue = list_logged(Selection(users, exclude=out)), _find_enqueuer(users)
     batch = expire_passwords(
         users,
         reason=given["reason"],
@@ -132,9 +132,10 @@ def _expire_allowed(
         defer=enqueue is not None,
     )
     summary = _describe_batch(batch, enqueued=enqueue is not None)
+    # After the summary, which the tasks would change while it is read.
     if enqueue is not None:
         enqueue(batch)
-    log_action(request, Selection(users, exclude=out), summary, given["note"], batch)
+    log_action(request, logged, summary, given["note"], batch)
     modeladmin.message_user(request, summary, messages.SUCCESS)
 
 
@@ -153,14 +154,14 @@ def cancel_expiry_action(
     _report_refused(modeladmin, request, ranked, TraceKind.CANCELLATION_REFUSED, note)
     if not ranked.allowed.exists():
         return None
-    selection = Selection(ranked.allowed)
+    logged = list_logged(Selection(ranked.allowed))
     count = cancel_expiry(ranked.allowed, actor=request.user, note=note)
     summary = ngettext(
         "%(count)d user does not have to change the password any more.",
         "%(count)d users do not have to change the password any more.",
         count,
     ) % {"count": count}
-    log_action(request, selection, summary, note)
+    log_action(request, logged, summary, note)
     modeladmin.message_user(request, summary, messages.SUCCESS)
     return None
 

@@ -22,16 +22,23 @@ LOGGED_MAX = 1_000
 NAMES_MAX = 10
 
 
+def list_logged(selection: Selection) -> list[Any]:
+    """Return the keys that ``log_action`` takes.
+
+    To be read before the action: after it a list that is filtered by the expired has other users.
+    """
+    return next(selection.chunks(LOGGED_MAX + 1), [])
+
+
 def log_action(
     request: HttpRequest,
-    selection: Selection,
+    pks: list[Any],
     summary: str,
     note: str,
     batch: ExpiryBatch | None = None,
 ) -> None:
-    """Log what was done to the users of a selection, and to their ``batch`` if there is one."""
+    """Log what was done to these users, and to their ``batch`` if there is one."""
     message = f"{summary} {note}".strip()
-    pks = next(selection.chunks(LOGGED_MAX + 1), [])
     entries = [] if len(pks) > LOGGED_MAX else _entries_of(request, pks, message)
     if batch is not None or not entries:
         entries.append(_make_entry(request, ExpiryBatch, batch and batch.pk, message))

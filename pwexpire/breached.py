@@ -99,7 +99,7 @@ class BreachedPasswordListValidator(_Refuses):
     def validate(self, password: str, user: Any = None) -> None:
         try:
             with self.path.open("rb") as file:
-                seen = _look_up(file, _sha1(password).encode())
+                seen = _find_count(file, _sha1(password).encode())
         except OSError as error:
             logger.error("The list of breached passwords was not asked: %s", error)
             return
@@ -128,7 +128,7 @@ def _is_hex(text: bytes) -> bool:
 
 
 @sensitive_variables()
-def _look_up(file: BinaryIO, digest: bytes) -> int:
+def _find_count(file: BinaryIO, digest: bytes) -> int:
     """How often it was seen, 0 if it is not there. A line without a count was seen once."""
     low, high = 0, file.seek(0, 2)
     while low < high:
@@ -163,7 +163,7 @@ class HIBPValidator(_Refuses):
         digest = _sha1(password)
         try:
             answer = self.client(digest[:PREFIX_LENGTH], self.timeout)
-            seen = _count(answer, digest[PREFIX_LENGTH:])
+            seen = _count_suffix(answer, digest[PREFIX_LENGTH:])
         except Exception as error:  # whatever a client raises; its message may have the address
             logger.warning("Breached passwords could not be asked for: %s", type(error).__name__)
             return
@@ -171,7 +171,7 @@ class HIBPValidator(_Refuses):
 
 
 @sensitive_variables()
-def _count(answer: str, suffix: str) -> int:
+def _count_suffix(answer: str, suffix: str) -> int:
     """Lines of padding have the count 0."""
     for line in answer.splitlines():
         found, _colon, count = line.strip().partition(":")

@@ -17,6 +17,7 @@ from pwexpire.policy import PRESETS, Policy
 
 logger = logging.getLogger("pwexpire")
 Predicate = Callable[[Any], bool]
+# So that a page that is asked a thousand times logs its mistake once.
 _logged: set[tuple[str, str]] = set()
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import transaction
 
 from pwexpire.compat import find_tasks
@@ -29,8 +31,9 @@ def work_at_expiry(batch_id: int) -> str:
         return "gone"
     if batch.state in (BatchState.STAGED, BatchState.ACTIVE):
         resume_expiry(batch, seconds=TASK_SECONDS)
+        # Queues kill a task that takes long, so each hands over in time.
         if batch.is_unfinished:
-            _send(batch.pk)
+            _enqueue_task(work_at_expiry, batch.pk)
     return str(batch.state)
 
 
@@ -48,10 +51,11 @@ def work_at_notices(batch_id: int | None = None, after: str = "") -> str:
             return "gone"
         report = announce_expiry(batch, after=after, seconds=TASK_SECONDS)
     if report.cursor:
-        _send_notices(batch_id, report.cursor)
+        _enqueue_task(work_at_notices, batch_id, report.cursor)
     return f"{report.sent} sent"
 
 
+# At import: a worker looks tasks up by the path of their function.
 framework = find_tasks()
 if framework is not None:  # pragma: no branch
     as_task = framework.task(backend=conf.task_backend, queue_name=conf.task_queue)
@@ -59,9 +63,8 @@ if framework is not None:  # pragma: no branch
     work_at_notices = as_task(work_at_notices)
 
 
-def _send_notices(batch_id: int | None, after: str) -> None:
-    given = {"backend": conf.task_backend, "queue_name": conf.task_queue}
-    work_at_notices.using(**given).enqueue(batch_id, after)  # type: ignore[attr-defined]
+def _enqueue_task(task: Any, *args: Any) -> None:
+    task.using(backend=conf.task_backend, queue_name=conf.task_queue).enqueue(*args)
 
 
 def enqueue_notices(batch: ExpiryBatch | None = None) -> None:
@@ -73,12 +76,7 @@ def enqueue_notices(batch: ExpiryBatch | None = None) -> None:
     if framework is None:
         raise TasksUnavailable(NO_TASKS)
     pk = None if batch is None else batch.pk
-    transaction.on_commit(lambda: _send_notices(pk, ""), using=feed.using)
-
-
-def _send(batch_id: int) -> None:
-    given = {"backend": conf.task_backend, "queue_name": conf.task_queue}
-    work_at_expiry.using(**given).enqueue(batch_id)  # type: ignore[attr-defined]
+    transaction.on_commit(lambda: _enqueue_task(work_at_notices, pk, ""), using=feed.using)
 
 
 def enqueue_expiry(batch: ExpiryBatch) -> None:
@@ -94,6 +92,6 @@ def enqueue_expiry(batch: ExpiryBatch) -> None:
     def send() -> None:
         batch.refresh_from_db(using=feed.using)
         for _ in range(conf.tasks_per_batch if batch.is_unfinished else 0):
-            _send(batch.pk)
+            _enqueue_task(work_at_expiry, batch.pk)
 
     transaction.on_commit(send, using=feed.using)

@@ -198,7 +198,7 @@ def test_an_interrupted_run_is_finished_by_the_next(old_site, monkeypatch):
 
 def test_a_page_that_gives_way_is_counted_once(old_site, monkeypatch):
     old_site(5)
-    real, tries = backfill._update, []
+    real, tries = backfill._update_records, []
 
     def conflict(known):
         tries.append(known)
@@ -206,7 +206,7 @@ def test_a_page_that_gives_way_is_counted_once(old_site, monkeypatch):
             raise OperationalError("database is locked")
         return real(known)
 
-    monkeypatch.setattr(backfill, "_update", conflict)
+    monkeypatch.setattr(backfill, "_update_records", conflict)
     assert ask()["written"] == 5 and len(tries) == 2
 
 
@@ -392,7 +392,7 @@ def test_slots(settings):
     settings.USE_TZ = False
     naive = slot(7, timezone.make_naive(now), max_age=MAX_AGE, spread=SPREAD)
     assert timezone.is_naive(naive)
-    assert backfill._day(naive, timezone.make_naive(now)) == naive.date()
+    assert backfill._find_day(naive, timezone.make_naive(now)) == naive.date()
 
 
 def test_an_open_session_that_carries_the_earlier_age(old_site, alice, clock, client):

@@ -119,7 +119,7 @@ def test_a_long_line_does_not_fill_the_memory(written):
     path = written([*counted(KNOWN), "Z" * 5_000_000], "\n")
     with path.open("rb") as file:
         assert len(breached._line_after(file, path.stat().st_size - 4_000_000)[1]) <= 100
-        assert breached._look_up(file, b"F" * 40) == 0
+        assert breached._find_count(file, b"F" * 40) == 0
 
 
 # The range API.

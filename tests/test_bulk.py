@@ -295,9 +295,9 @@ def test_a_part_that_another_worker_is_at(browsers, small):
     assert alone(projection._give_out, batch) == 0
     chunk = ExpiryChunk.objects.get()
     with mock.patch.object(projection, "_do_chunk", return_value=None):
-        projection._work(batch, None, None)
+        projection._work_through(batch, None, None)
         for other in ExpiryChunk.objects.exclude(pk=chunk.pk):
-            alone(projection._write, batch, other.lower, other.upper)
+            alone(projection._project_part, batch, other.lower, other.upper)
             other.delete()
         projection.project(batch)
     assert batch.state == BatchState.ACTIVE and len(flagged(found)) == 8
@@ -401,7 +401,7 @@ def test_inside_the_callers_transaction_nothing_is_tried_again():
 def test_a_conflict_inside_a_chunk_begins_the_chunk_again(browsers, small):
     """What was counted and written before is rolled back with it."""
     _people, found = browsers()
-    real, calls = RowAdapter._write, []
+    real, calls = RowAdapter._swap_rows, []
 
     def flaky(self, swaps):
         calls.append(swaps)
@@ -410,14 +410,17 @@ def test_a_conflict_inside_a_chunk_begins_the_chunk_again(browsers, small):
             raise OperationalError("deadlock detected")
         return missed
 
-    with mock.patch.object(RowAdapter, "_write", flaky), mock.patch.object(retries.time, "sleep"):
+    with (
+        mock.patch.object(RowAdapter, "_swap_rows", flaky),
+        mock.patch.object(retries.time, "sleep"),
+    ):
         batch = services.expire_passwords(User.objects.all())
     assert batch.sessions_flagged == 10 and len(flagged(found)) == 10
 
 
 def test_a_conflict_while_sessions_are_ended(browsers, small):
     _people, _found = browsers()
-    real, calls = RowAdapter._delete, []
+    real, calls = RowAdapter._delete_rows, []
 
     def flaky(self, wanted):
         calls.append(wanted)
@@ -425,7 +428,10 @@ def test_a_conflict_while_sessions_are_ended(browsers, small):
             raise OperationalError("deadlock detected")
         return real(self, wanted)
 
-    with mock.patch.object(RowAdapter, "_delete", flaky), mock.patch.object(retries.time, "sleep"):
+    with (
+        mock.patch.object(RowAdapter, "_delete_rows", flaky),
+        mock.patch.object(retries.time, "sleep"),
+    ):
         batch = services.expire_passwords(User.objects.all(), sessions=SessionAction.END)
     assert batch.sessions_ended == 10 and get_adapter().supports_end
 
@@ -464,13 +470,13 @@ def test_nobody_is_meant(alice):
 
 def test_a_session_that_somebody_else_wrote_is_read_again_in_the_chunk(browsers, small):
     _people, found = browsers()
-    real, calls = RowAdapter._write, []
+    real, calls = RowAdapter._swap_rows, []
 
     def beaten(self, swaps):
         calls.append(swaps)
         return set(swaps) if len(calls) == 1 else real(self, swaps)
 
-    with mock.patch.object(RowAdapter, "_write", beaten):
+    with mock.patch.object(RowAdapter, "_swap_rows", beaten):
         batch = services.expire_passwords(User.objects.all())
     assert batch.sessions_flagged == 10 and len(flagged(found)) == 10
 

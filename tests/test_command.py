@@ -318,7 +318,7 @@ def test_check_without_a_change_page(settings):
 
 
 def test_the_probe_of_a_user_whose_key_is_that_of_another_row():
-    assert probe._unused_key(PasswordRecord._meta.pk) == 0
+    assert probe._find_unused_key(PasswordRecord._meta.pk) == 0
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ def test_status_of_a_password_that_aged_out_unseen(alice, settings):
 
 
 def test_the_probe_finds_a_key_of_every_type():
-    assert probe._unused_key(models.UUIDField()) == uuid.UUID(int=0)
-    assert probe._unused_key(models.CharField()) == probe.KEY
-    assert probe._unused_key(models.BigAutoField()) == 0
+    assert probe._find_unused_key(models.UUIDField()) == uuid.UUID(int=0)
+    assert probe._find_unused_key(models.CharField()) == probe.KEY
+    assert probe._find_unused_key(models.BigAutoField()) == 0
 
 
 def test_fields_that_a_user_model_lacks():
@@ -168,7 +168,7 @@ def test_what_could_not_be_ended_stays_in_the_index(alice, client):
     from pwexpire.sessionstore.rows import RowAdapter
 
     client.force_login(alice)
-    with mock.patch.object(RowAdapter, "_delete", side_effect=OperationalError("down")):
+    with mock.patch.object(RowAdapter, "_delete_rows", side_effect=OperationalError("down")):
         assert services.end_sessions(alice).ended == 0
     assert SessionEntry.objects.count() == 1
     assert services.end_sessions(alice).ended == 1

@@ -160,6 +160,16 @@ def test_an_action_on_many_users_leaves_one_entry(office, users, monkeypatch):
     assert LogEntry.objects.count() == 2
 
 
+@pytest.mark.parametrize("chosen, action", [("no", ACTIONS[0]), ("yes", ACTIONS[1])])
+def test_users_who_leave_the_filtered_list_are_logged_as_well(office, alice, chosen, action):
+    if chosen == "yes":
+        services.expire_passwords(alice)
+    data = {"action": action, "_selected_action": [alice.pk], **CONFIRMED}
+    assert office.post(f"{URL}?expiry={chosen}", data).status_code == 302
+    assert must_change(alice) == (chosen == "no")
+    assert len(entries_of(alice)) == 1
+
+
 def test_the_log_names_no_user_who_could_be_erased(office, alice):
     act(office, "expire_passwords_action", [alice], **CONFIRMED)
     texts = LogEntry.objects.values_list("object_repr", "change_message")

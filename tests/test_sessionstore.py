@@ -116,7 +116,7 @@ def test_services_find_sessions_by_the_column(settings, alice, client, name):
 def test_a_concurrent_write_wins(settings, alice, name):
     adapter = use(settings, name)
     store = make(alice.pk)
-    real, turns = RowAdapter._write, []
+    real, turns = RowAdapter._swap_rows, []
 
     def slow(self, swaps):
         if len(turns) < rows.TRIES + 2:
@@ -126,7 +126,7 @@ def test_a_concurrent_write_wins(settings, alice, name):
             other.save()
         return real(self, swaps)
 
-    with mock.patch.object(RowAdapter, "_write", slow):
+    with mock.patch.object(RowAdapter, "_swap_rows", slow):
         outcome = adapter.flag({store.session_key: (str(alice.pk), 7)})
         assert +outcome == {Outcome.CONFLICT: 1}
         assert reload(store)["cart"] == [rows.TRIES]
@@ -142,7 +142,7 @@ def test_many_rows_are_swapped_by_one_statement(settings, alice):
         pytest.skip("another dialect")
     stores = [make(alice.pk) for _ in range(3)]
     wanted = {store.session_key: (str(alice.pk), 7) for store in stores}
-    real, turns = RowAdapter._write, []
+    real, turns = RowAdapter._swap_rows, []
 
     def slow(self, swaps):
         turns.append(1)
@@ -152,7 +152,7 @@ def test_many_rows_are_swapped_by_one_statement(settings, alice):
 
     with (
         mock.patch.object(connection, "vendor", "postgresql"),
-        mock.patch.object(RowAdapter, "_write", slow),
+        mock.patch.object(RowAdapter, "_swap_rows", slow),
     ):
         assert +adapter.flag(wanted) == {Outcome.FLAGGED: 2, Outcome.CONFLICT: 1}
     assert [bool(reload(store).get("password_expired")) for store in stores] == [True, False, True]
@@ -170,10 +170,10 @@ def test_a_bad_signature_is_never_signed_again(settings, alice):
 def test_a_database_fault_is_counted(settings, alice, caplog):
     adapter = use(settings, ROWS[0])
     store = make(alice.pk)
-    with mock.patch.object(RowAdapter, "_write", side_effect=OperationalError("down")):
+    with mock.patch.object(RowAdapter, "_swap_rows", side_effect=OperationalError("down")):
         assert adapter.flag({store.session_key: (str(alice.pk), 7)})[Outcome.FAILED] == 1
     assert store.session_key not in caplog.text and "down" in caplog.text
-    with mock.patch.object(RowAdapter, "_delete", side_effect=OperationalError("down")):
+    with mock.patch.object(RowAdapter, "_delete_rows", side_effect=OperationalError("down")):
         assert adapter.end({store.session_key: str(alice.pk)}) == {Outcome.FAILED: 1}
     assert store.session_key not in caplog.text and type(store)().exists(store.session_key)
 
@@ -182,7 +182,7 @@ def test_a_database_fault_is_counted(settings, alice, caplog):
 def test_a_forbidden_query_is_no_outage(settings, alice, forbidden):
     adapter = use(settings, ROWS[0])
     key, owner = make(alice.pk).session_key, str(alice.pk)
-    with mock.patch.object(RowAdapter, "_rows", side_effect=forbidden("no queries here")):
+    with mock.patch.object(RowAdapter, "_find_rows", side_effect=forbidden("no queries here")):
         with pytest.raises(forbidden):
             adapter.flag({key: (owner, 7)})
         with pytest.raises(forbidden):
@@ -292,7 +292,7 @@ def test_rows_with_a_cache_are_known_by_their_prefix():
     class Store(db.SessionStore):
         cache_key_prefix = "x."
 
-    assert type(registry._adapter(Store)) is CachedRowAdapter
+    assert type(registry._make_adapter(Store)) is CachedRowAdapter
 
 
 @pytest.mark.parametrize("name", ["cache", "file"])

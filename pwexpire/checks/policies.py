@@ -38,27 +38,37 @@ def _name_source(preset: Preset) -> str:
 
 @check
 def check_contradictions() -> Messages:
-    presets = {rule: PRESETS.get(policy.name) for rule, policy in _rules().items()}
-    periodic = {_name_source(one) for one in presets.values() if one and one.wants_periodic}
-    for rule, policy in _rules().items():
-        preset = presets[rule]
-        if preset is None or preset.wants_periodic or not preset.periodic:
+    named = [
+        (rule, policy, PRESETS[policy.name])
+        for rule, policy in _rules().items()
+        if policy.name in PRESETS and PRESETS[policy.name].periodic
+    ]
+    periodic = sorted({_name_source(preset) for *_, preset in named if preset.wants_periodic})
+    for rule, policy, preset in named:
+        if preset.wants_periodic:
             continue
-        against, where = _name_source(preset), f" for {rule!r}" if rule else ""
-        if policy.max_age is not None:
-            message = (
-                f"The policy{where} has a max_age, and is named after {against}, which wants none."
-            )
-            hint = "Leave max_age out, or give the policy a name of its own."
-        elif periodic:
-            message = (
-                f"{against}, which is against changes at intervals, is in use{where} beside "
-                f"{' and '.join(sorted(periodic))}, which wants them."
-            )
-            hint = "Decide with your auditors which one counts for whom; SILENCED_SYSTEM_CHECKS."
-        else:
-            continue
-        yield Warning(message, hint=hint, id="pwexpire.W015")
+        where = f" for {rule}" if rule else ""
+        found = _explain_contradiction(policy, _name_source(preset), where, periodic)
+        if found is not None:
+            message, hint = found
+            yield Warning(message, hint=hint, id="pwexpire.W015")
+
+
+def _explain_contradiction(
+    policy: Policy, source: str, where: str, periodic: list[str]
+) -> tuple[str, str] | None:
+    if policy.max_age is not None:
+        return (
+            f"The policy{where} has a max_age, and is named after {source}, which wants none.",
+            "Leave max_age out, or give the policy a name of its own.",
+        )
+    if periodic:
+        return (
+            f"{source}, which is against changes at intervals, is in use{where} beside "
+            f"{' and '.join(periodic)}, which wants them.",
+            "Decide with your auditors which one counts for whom; SILENCED_SYSTEM_CHECKS.",
+        )
+    return None
 
 
 @check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.apps import apps
@@ -166,19 +167,24 @@ def check_exempt_views() -> Messages:
         )
 
 
+def _find_user_admins() -> list[Any]:
+    admins = [getattr(view, "model_admin", None) for _, view in name_views(get_resolver())]
+    return [one for one in admins if one and one.model is get_user_model()]
+
+
 @check_urls
 def check_user_admin() -> Messages:
     """An ``extend_user_admin()`` in a module that nobody imports does nothing, without a word."""
     if not apps.is_installed("django.contrib.admin"):
         return
+    # Not at the top: the admin has models, and cannot be imported where it is not installed.
     from pwexpire.admin import PasswordExpiryUserAdminMixin, expire_passwords_action
 
-    admins = [getattr(view, "model_admin", None) for _, view in name_views(get_resolver())]
-    of_users = [one for one in admins if one and one.model is get_user_model()]
-    if of_users and not any(
+    found = _find_user_admins()
+    if found and not any(
         isinstance(one, PasswordExpiryUserAdminMixin)
         or expire_passwords_action in (one.actions or ())
-        for one in of_users
+        for one in found
     ):
         yield Info(
             "The admin of the users offers no action that expires passwords.",

@@ -129,6 +129,7 @@ def replacing(path: Path, *, force: bool) -> Iterator[Write]:
     """
     _check_free(path, force=force)
     try:
+        # Beside the file: across file systems a move is a copy, and can be seen half done.
         number, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror}.") from None
@@ -136,7 +137,9 @@ def replacing(path: Path, *, force: bool) -> Iterator[Write]:
         with open(number, "w", encoding="utf-8", newline="") as file:
             yield file.write
             file.flush()
+            # Before the move, or a crash could leave the name with nothing in it.
             os.fsync(file.fileno())
+        # Again: somebody may have put a file there meanwhile.
         _check_free(path, force=force)
         os.replace(made, path)
     except OSError as error:

@@ -79,22 +79,23 @@ class Backend:
         return probe_user()
 
 
+# No hasher knows it: it counts as usable, and no login succeeds with it.
 _password = make_password(None).replace("!", "pwexpire$", 1)
 
 
 def probe_user() -> Any:
-    """One object for a whole probe, whoever asks for it, as a view would have one of a row."""
+    """Return the user of the probe: one object for all of it, as a request has one of a row."""
     return _make_user(get_user_model())
 
 
 @cache
 def _make_user(model: Any) -> Any:
-    user = model(pk=_unused_key(model._meta.pk), password=_password)
+    user = model(pk=_find_unused_key(model._meta.pk), password=_password)
     setattr(user, model.USERNAME_FIELD, KEY)
     return user
 
 
-def _unused_key(field: Any) -> Any:
+def _find_unused_key(field: Any) -> Any:
     while field.remote_field:
         field = field.target_field
     if isinstance(field, models.UUIDField):
@@ -120,6 +121,7 @@ def heard() -> Iterator[list[str]]:
 @contextmanager
 def rolled_back() -> Iterator[None]:
     """Whatever a view that was not held writes, into whichever database."""
+    # A database without an engine cannot begin a transaction.
     aliases = [alias for alias in connections if connections[alias].vendor != "unknown"]
     with ExitStack() as stack:
         for alias in aliases:
@@ -164,6 +166,7 @@ def probe() -> list[Probe]:
 
     A redirect is followed inside the site: another interstitial may stand in front of ours.
     """
+    # What a middleware left on the user of an earlier probe must not count.
     _make_user.cache_clear()
     hosts = [host for host in settings.ALLOWED_HOSTS if not host.startswith((".", "*"))]
     factory = RequestFactory(SERVER_NAME=hosts[0] if hosts else "localhost")
@@ -177,6 +180,7 @@ def probe() -> list[Probe]:
         handler.load_middleware()
 
         def send(method: str, path: str) -> Sent:
+            # Over TLS, or SECURE_SSL_REDIRECT would answer in front of the middleware.
             request = factory.generic(method, path, secure=True, headers={"accept": "text/html"})
             request.COOKIES[settings.SESSION_COOKIE_NAME] = KEY
             request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined]
@@ -188,10 +192,10 @@ def probe() -> list[Probe]:
                 refusal = response.content.decode()
             return len(paths) > before, "" if there is None else there.path_info, refusal
 
-        return [_follow(send, *one) for one in _requests()]
+        return [_follow_request(send, *one) for one in _list_requests()]
 
 
-def _follow(
+def _follow_request(
     send: Callable[[str, str], Sent], method: str, path: str, wanted: bool, change: bool
 ) -> Probe:
     """Only where it matters: what has to be held, and the change page; a log-out leads anywhere."""
@@ -211,8 +215,10 @@ def explain_results(results: list[Probe]) -> str | None:
 
 def _explain_missed(results: list[Probe]) -> str | None:
     missed = [one for one in results if one.wanted and not one.held]
+    if not missed:
+        return None
     names = ", ".join(one.request for one in missed)
-    if missed and not conf.enforce:
+    if not conf.enforce:
         return f"{names} not held: PWEXPIRE_ENFORCE is False."
     turned = [f"{one.request} to {one.redirect}" for one in missed if one.redirect]
     if turned:
@@ -220,12 +226,10 @@ def _explain_missed(results: list[Probe]) -> str | None:
             f"{names} not held: something in front of PasswordExpiryMiddleware redirects "
             f"{', '.join(turned)}. Let PasswordExpiryMiddleware stand in front of it."
         )
-    if missed:
-        return (
-            f"{names} not held: is pwexpire.middleware.PasswordExpiryMiddleware "
-            "in MIDDLEWARE, after AuthenticationMiddleware?"
-        )
-    return None
+    return (
+        f"{names} not held: is pwexpire.middleware.PasswordExpiryMiddleware "
+        "in MIDDLEWARE, after AuthenticationMiddleware?"
+    )
 
 
 def _explain_shut(results: list[Probe]) -> str | None:
@@ -250,10 +254,11 @@ def _explain_dead_ends() -> str | None:
     return None
 
 
-def _requests() -> Iterator[tuple[str, str, bool, bool]]:
+def _list_requests() -> Iterator[tuple[str, str, bool, bool]]:
     """Method, path, whether it has to be held, whether it is the change page."""
     yield "GET", "/", True, False
     yield "POST", "/", True, False
+    # Middleware that serves content after a 404 would answer this one.
     yield "GET", f"/{KEY}-no-such-page/", True, False
     with suppress(ChangeURLNotFound):
         yield "GET", strip_prefix(urlsplit(find_url(conf.change_url)).path), False, True

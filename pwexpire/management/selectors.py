@@ -27,6 +27,7 @@ from pwexpire.services.status import read_state
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 SELECTORS = ("user", "users_from", "group", "staff", "changed_before")
+# Names of one statement; each is a parameter of it.
 CHUNK = 500
 # As many names as a person reads; a list of leaked accounts may have a million unknown ones.
 NAMES_MAX = 10

@@ -11,7 +11,8 @@ from pwexpire.constants import REQUIRE_ORDER
 # Each old password that is looked at costs one hashing, at every change.
 HISTORY_MAX = 24
 INTERVALS = ("max_age", "min_age", "temporary_for")
-COUNTS = ("grace_logins", "history")
+# Field -> how many at most.
+COUNTS = {"grace_logins": None, "history": HISTORY_MAX}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +22,15 @@ class Policy:
     ``max_age``: a ``timedelta`` after which a password has to be changed, or ``None`` (default)
     for a change on command only, as NIST SP 800-63B-4 section 3.1.1.2 wants.
     ``warn_before``: a ``timedelta`` before that moment, or several of them, from which the user is
-    told; each is a step of ``manage.py pwexpire notify``.
+    warned; each is a step of ``manage.py pwexpire notify``.
     ``grace_logins``: how many more logins a password that aged out is good for (the
     pwdGraceAuthNLimit of LDAP's password policy draft). What was demanded by an expiry knows none.
     ``min_age``: a ``timedelta`` for which the user cannot change a password again, unless it has
     to be changed.
     ``history``: how many passwords before the present one must not come back, 0 to 24.
-    ``change_on_first_use``: whoever was created by somebody else has to change the password at
-    the first login. ``change_after_admin_reset``: the same after somebody else set it.
-    ``temporary_for``: a ``timedelta`` after which such a password is worth nothing any more.
+    ``change_on_first_use``: users who were created by somebody else have to change the password
+    at the first login. ``change_after_admin_reset``: the same after somebody else set it.
+    ``temporary_for``: a ``timedelta`` after which such a password is withdrawn.
     ``require``: what an aged password leads to, one of ``"warn"``, ``"change"`` (default),
     ``"reset"`` and ``"deny"``.
     ``single_factor_only``: ``max_age`` does not concern users for whom
@@ -58,35 +59,26 @@ class Policy:
                 _check_interval(name, getattr(self, name))
         steps = self.warn_before
         if isinstance(steps, Iterable) and not isinstance(steps, str):
-            steps = tuple(steps)
-            object.__setattr__(self, "warn_before", steps)  # may be shared, so must not change
-        for step in steps if isinstance(steps, tuple) else () if steps is None else (steps,):
+            # A list may be shared, and change after it was looked at here.
+            object.__setattr__(self, "warn_before", tuple(steps))
+        for step in self._list_steps():
             _check_interval("warn_before", step)
-        for name in COUNTS:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"Policy.{name} must be a whole number, not {value!r}.")
-            if value < 0:
-                raise ValueError(f"Policy.{name} must be 0 or more, not {value!r}.")
-        if self.history > HISTORY_MAX:
-            raise ValueError(
-                f"Policy.history must be at most {HISTORY_MAX}, not {self.history!r}: "
-                "each costs one hashing at every change."
-            )
-        if self.require not in REQUIRE_ORDER:
-            known = ", ".join(map(repr, REQUIRE_ORDER))
-            raise ValueError(f"Policy.require must be one of {known}, not {self.require!r}.")
+        for name, most in COUNTS.items():
+            _check_count(name, getattr(self, name), most)
+        _check_require(self.require)
         if self.min_age and self.max_age and self.min_age >= self.max_age:
             raise ValueError("Policy.min_age must be shorter than max_age.")
 
     @property
     def warn_steps(self) -> tuple[timedelta, ...]:
         """The longest first."""
+        return tuple(sorted(set(self._list_steps()), reverse=True))
+
+    def _list_steps(self) -> tuple[timedelta, ...]:
         steps = self.warn_before
         if steps is None:
             return ()
-        found = (steps,) if isinstance(steps, timedelta) else tuple(steps)
-        return tuple(sorted(set(found), reverse=True))
+        return steps if isinstance(steps, tuple) else (steps,)
 
     @property
     def key(self) -> str:
@@ -121,6 +113,24 @@ def _check_interval(name: str, value: object) -> None:
         raise TypeError(f"Policy.{name} must be a timedelta or None, not {value!r}.")
     if value <= timedelta(0):
         raise ValueError(f"Policy.{name} must be longer than nothing, not {value!r}.")
+
+
+def _check_count(name: str, value: object, most: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"Policy.{name} must be a whole number, not {value!r}.")
+    if value < 0:
+        raise ValueError(f"Policy.{name} must be 0 or more, not {value!r}.")
+    if most is not None and value > most:
+        raise ValueError(
+            f"Policy.{name} must be at most {most}, not {value!r}: "
+            "each costs one hashing at every change."
+        )
+
+
+def _check_require(value: object) -> None:
+    if value not in REQUIRE_ORDER:
+        known = ", ".join(map(repr, REQUIRE_ORDER))
+        raise ValueError(f"Policy.require must be one of {known}, not {value!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

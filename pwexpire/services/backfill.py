@@ -84,37 +84,35 @@ def _write_page(users: Any, terms: Terms) -> Counter[str]:
             new.append(PasswordRecord(user_id=user.pk, changed_at=aging.assumed, assumed=True))
         else:
             known[user.pk] = aging.assumed
-    counts["written"] = len(new) + _update(known)
-    # Whoever has a record by now has changed the password meanwhile.
+    counts["written"] = len(new) + _update_records(known)
+    # A record that is there by now was written by a change meanwhile, and the change counts.
     PasswordRecord.objects.using(feed.using).bulk_create(new, ignore_conflicts=True)
     return counts
 
 
-def _update(known: dict[Any, datetime]) -> int:
+def _update_records(known: dict[Any, datetime]) -> int:
     if not known:
         return 0
     at = [
         When(pk=pk, then=Value(moment, output_field=DateTimeField()))
         for pk, moment in known.items()
     ]
+    # UNSEEN is asked again: a change that was made meanwhile is not overwritten.
     unseen = PasswordRecord.objects.using(feed.using).filter(UNSEEN, pk__in=list(known))
     return unseen.update(changed_at=Case(*at, default=F("changed_at")), assumed=True)
 
 
 def age_out(rules: Rules, user: Any, record: PasswordRecord | None, terms: Terms) -> Aging | None:
     """``None`` if the password does not age at all."""
-    if not rules.apply(user):
-        return None
-    policy = rules.choose(user).policy
-    max_age = terms.max_age or policy.max_age
-    if max_age is None or rules.excuses(user, policy):
+    max_age = _find_max_age(rules, user, terms)
+    if max_age is None:
         return None
     known = record.changed_at if record is not None else None
     before = (known or rules.assumed_change(user)) + max_age
     if known is None:
-        after = _first(rules.now, user, max_age, terms)
+        after = _assume_first(rules.now, user, max_age, terms)
     elif record is not None and record.assumed:
-        after = _again(rules.now, user, before, max_age, terms)
+        after = _assume_again(rules.now, user, before, max_age, terms)
     else:
         after = before
     if known is not None and after == before:
@@ -122,8 +120,15 @@ def age_out(rules: Rules, user: Any, record: PasswordRecord | None, terms: Terms
     return Aging(before=before, after=after, assumed=after - max_age)
 
 
-def _first(now: datetime, user: Any, max_age: timedelta, terms: Terms) -> datetime:
-    """On the day that follows from the user's own, or at his slot where that is near or common."""
+def _find_max_age(rules: Rules, user: Any, terms: Terms) -> timedelta | None:
+    if not rules.apply(user):
+        return None
+    policy = rules.choose(user).policy
+    return None if rules.excuses(user, policy) else terms.max_age or policy.max_age
+
+
+def _assume_first(now: datetime, user: Any, max_age: timedelta, terms: Terms) -> datetime:
+    """On the day that follows from the user's own; where that is near or common, at their slot."""
     joined: datetime | None = getattr(user, "date_joined", None) if terms.joined else None
     due = (joined or now) + max_age
     if joined is not None and due >= now + terms.spread:
@@ -131,7 +136,9 @@ def _first(now: datetime, user: Any, max_age: timedelta, terms: Terms) -> dateti
     return slot(user.pk, max(now + MICROSECOND, due), max_age=max_age, spread=terms.spread)
 
 
-def _again(now: datetime, user: Any, due: datetime, max_age: timedelta, terms: Terms) -> datetime:
+def _assume_again(
+    now: datetime, user: Any, due: datetime, max_age: timedelta, terms: Terms
+) -> datetime:
     """What was assumed once stays, unless it was under other terms and has aged out by now."""
     find = partial(slot, user.pk, max_age=max_age, spread=terms.spread)
     return due if due > now or find(due) == due else find(now + MICROSECOND)
@@ -141,6 +148,7 @@ def slot(pk: Any, start: datetime, *, max_age: timedelta, spread: timedelta) -> 
     """The first moment, from ``start`` on, at which it is this user's turn."""
     width = spread // MICROSECOND
     seed = f"{key_text(pk)}/{max_age // MICROSECOND}/{width}".encode()
+    # Scaled and not modulo: every moment of the interval is as likely as any other.
     turn = int.from_bytes(sha256(seed).digest()[:8]) * width >> 64
     epoch = datetime(1970, 1, 1, tzinfo=UTC if timezone.is_aware(start) else None)
     return start + (turn - (start - epoch) // MICROSECOND) % width * MICROSECOND
@@ -161,10 +169,10 @@ def forecast(selection: Selection, terms: Terms) -> tuple[Forecast, Forecast]:
         one, other = retried(partial(_forecast_page, users, terms), using=feed.using)
         without.update(one)
         filled.update(other)
-    return _forecast(without), _forecast(filled)
+    return _count_days(without), _count_days(filled)
 
 
-def _forecast(counts: Counter[date | None]) -> Forecast:
+def _count_days(counts: Counter[date | None]) -> Forecast:
     days = {day: count for day, count in counts.items() if day is not None}
     return Forecast(held=counts[None], days=days)
 
@@ -177,12 +185,12 @@ def _forecast_page(
     found = [age_out(rules, user, records.get(user.pk), terms) for user in users]
     agings = [aging for aging in found if aging is not None]
     return (
-        Counter(_day(aging.before, rules.now) for aging in agings),
-        Counter(_day(aging.after, rules.now) for aging in agings),
+        Counter(_find_day(aging.before, rules.now) for aging in agings),
+        Counter(_find_day(aging.after, rules.now) for aging in agings),
     )
 
 
-def _day(moment: datetime, now: datetime) -> date | None:
+def _find_day(moment: datetime, now: datetime) -> date | None:
     if moment <= now:
         return None
     return (timezone.localtime(moment) if timezone.is_aware(moment) else moment).date()

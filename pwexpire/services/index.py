@@ -19,6 +19,7 @@ from pwexpire.services.status import read_state
 from pwexpire.sessionstore.base import SessionAdapter
 from pwexpire.sessionstore.registry import get_adapter
 
+# As long as the column; longer keys are found by a scan only.
 KEY_MAX = 64
 
 
@@ -50,6 +51,7 @@ def index_session(session_key: str | None, user_id: Any, *, replaces: str | None
         entries.update_or_create(
             pk=session_key, defaults={"user_id": owner, "created_at": timezone.now()}
         )
+        # The oldest hundred, so that no login has to pay for all that a user ever had.
         old = list(
             entries.filter(user_id=owner)
             .exclude(pk=session_key)
@@ -93,20 +95,21 @@ def build_index(adapter: SessionAdapter, progress: Progress | None = None) -> in
     stored = adapter.sessions(chunk=CHUNK)
     while chunk := list(islice(stored, CHUNK)):
         owners = {row.key: row.user_id for row in chunk if row.user_id and len(row.key) <= KEY_MAX}
-        added += _add(owners)
+        added += _add_entries(owners)
         done += len(chunk)
         if progress is not None:
             progress(done, None)
+    # At the very end: a run that is killed before it leaves the index incomplete, and is repeated.
     read_state()
     state = EnforcementState.objects.using(feed.using)
     retried(lambda: state.update(index_complete=True), using=feed.using)
     return added
 
 
-def _add(owners: dict[str, str]) -> int:
+def _add_entries(owners: dict[str, str]) -> int:
     entries = SessionEntry.objects.using(feed.using)
     there = set(entries.filter(pk__in=owners).values_list("pk", flat=True))
-    known = _existing({owner for key, owner in owners.items() if key not in there})
+    known = _match_users({owner for key, owner in owners.items() if key not in there})
     now = timezone.now()
     new = [
         SessionEntry(session_key=key, user_id=known[owner], created_at=now)
@@ -117,7 +120,7 @@ def _add(owners: dict[str, str]) -> int:
     return len(new)
 
 
-def _existing(ids: set[str]) -> dict[str, Any]:
+def _match_users(ids: set[str]) -> dict[str, Any]:
     return {key_text(pk): pk for pk in Selection(all_users()).among(ids)}
 
 

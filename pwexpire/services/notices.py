@@ -32,6 +32,7 @@ from pwexpire.services.staging import Progress
 from pwexpire.services.status import read_rules
 from pwexpire.signals import password_about_to_expire
 
+# Users of one connection to the mail server.
 PAGE = 500
 DAY = timedelta(days=1)
 # So many mails in a row that cannot be sent: the mail server is down.
@@ -240,4 +241,5 @@ def _mark_sent(notice: Notice, due: Due) -> None:
             expires_at=due.expires_at,
             step=due.step,
         )
-        transaction.on_commit(tell, using=feed.using)
+        # A receiver must not hear of a step whose row is rolled back.
+    transaction.on_commit(tell, using=feed.using)

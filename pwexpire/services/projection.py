@@ -53,20 +53,22 @@ def project(
     """Work at the batch until nothing of it is free; it is done when nobody else is at it."""
     if not batch.everyone:
         complete_index(get_adapter())
-        _work(batch, progress, None if seconds is None else time.monotonic() + seconds)
+        _work_through(batch, progress, None if seconds is None else time.monotonic() + seconds)
     elif batch.cursor != GIVEN_OUT:
-        _rows(batch).update(cursor=GIVEN_OUT)
+        _find_batch(batch).update(cursor=GIVEN_OUT)
+    # Done only when no part is left: another process may still be at one.
     if not batch.chunks.using(feed.using).exists():
-        done = _rows(batch).filter(state=BatchState.ACTIVE, cursor=GIVEN_OUT)
+        done = _find_batch(batch).filter(state=BatchState.ACTIVE, cursor=GIVEN_OUT)
         in_transaction(partial(done.update, state=BatchState.DONE), using=feed.using)
     batch.refresh_from_db(
         using=feed.using, fields=["state", "cursor", "sessions_flagged", "sessions_ended"]
     )
 
 
-def _work(batch: ExpiryBatch, progress: Progress | None, until: float | None) -> None:
+def _work_through(batch: ExpiryBatch, progress: Progress | None, until: float | None) -> None:
     done = 0
     while until is None or time.monotonic() < until:
+        # A free part before a new one: it may be what a killed process gave back.
         seen = in_transaction(partial(_do_chunk, batch), using=feed.using)
         if seen is None:
             seen = in_transaction(partial(_give_out, batch), using=feed.using)
@@ -77,37 +79,39 @@ def _work(batch: ExpiryBatch, progress: Progress | None, until: float | None) ->
             progress(done, None)
 
 
-def _rows(batch: ExpiryBatch) -> QuerySet[ExpiryBatch]:
+def _find_batch(batch: ExpiryBatch) -> QuerySet[ExpiryBatch]:
     return ExpiryBatch.objects.using(feed.using).filter(pk=batch.pk)
 
 
-def _lock(batch: ExpiryBatch) -> ExpiryBatch:
+def _lock_batch(batch: ExpiryBatch) -> ExpiryBatch:
     if not connections[feed.using].features.has_select_for_update:
         # SQLite: who begins by writing waits for the other, who has read before is refused.
-        _rows(batch).update(cursor=F("cursor"))
-    return _rows(batch).select_for_update().get()
+        _find_batch(batch).update(cursor=F("cursor"))
+    return _find_batch(batch).select_for_update().get()
 
 
 def _do_chunk(batch: ExpiryBatch) -> int | None:
     """Do a part that is free; how many sessions it met, ``None``: there is none."""
     chunks = batch.chunks.using(feed.using).order_by("pk")
+    # Locked parts are passed over, or all workers would queue behind the first.
     if connections[feed.using].features.has_select_for_update_skip_locked:
         chunks = chunks.select_for_update(skip_locked=True)
-        row = _rows(batch).get()
+        row = _find_batch(batch).get()
     else:
-        row = _lock(batch)
+        row = _lock_batch(batch)
     if row.state != BatchState.ACTIVE:
         return None
     chunk = chunks.first()
     # Without row locks, who deletes it has it; a killed process deletes nothing.
     if chunk is None or not batch.chunks.using(feed.using).filter(pk=chunk.pk).delete()[0]:
         return None
-    return _write(batch, chunk.lower, chunk.upper)
+    # In the transaction of the delete, so that a crash gives the part back.
+    return _project_part(batch, chunk.lower, chunk.upper)
 
 
 def _give_out(batch: ExpiryBatch) -> int | None:
     """Make the next part free; ``None``: there is nothing left."""
-    row = _lock(batch)
+    row = _lock_batch(batch)
     if row.state != BatchState.ACTIVE or row.cursor == GIVEN_OUT:
         return None
     adapter = get_adapter()
@@ -117,24 +121,25 @@ def _give_out(batch: ExpiryBatch) -> int | None:
         part = _part_by_column if adapter.supports_user_lookup else _part_by_index
     lower, upper = part(batch, row.cursor if row.cursor.startswith(kind) else kind)
     if upper is None:  # the last one is done at once, while nobody else can look for it
-        seen = _write(batch, lower, "")
-        _rows(batch).update(cursor=GIVEN_OUT)
+        seen = _project_part(batch, lower, "")
+        _find_batch(batch).update(cursor=GIVEN_OUT)
         return seen
     if lower != upper:
         ExpiryChunk.objects.using(feed.using).create(batch=batch, lower=lower, upper=upper)
-    _rows(batch).update(cursor=upper)
+    # With its row in one transaction, or a crash in between would lose the part.
+    _find_batch(batch).update(cursor=upper)
     return 0
 
 
 def _part_by_index(batch: ExpiryBatch, lower: str) -> tuple[str, str | None]:
-    rows = list(_indexed(batch, lower, "")[:CHUNK])
+    rows = list(_join_index(batch, lower, "")[:CHUNK])
     return lower, None if len(rows) < CHUNK else BY_USER + key_text(rows[-1][1])
 
 
 def _part_by_column(batch: ExpiryBatch, lower: str) -> tuple[str, str | None]:
     """The next chunk of users who have any sessions; to ``None``: it is the last one."""
     for _ in range(PASSED_OVER_MAX // CHUNK):
-        pks = _demanded(batch, lower, "")
+        pks = _list_demanded(batch, lower, "")
         if len(pks) < CHUNK:
             return lower, None
         upper = BY_USER + key_text(pks[-1])
@@ -149,7 +154,7 @@ def _part_of_keys(batch: ExpiryBatch, lower: str) -> tuple[str, str | None]:
     return lower, None if last is None else BY_KEY + last
 
 
-def _open(batch: ExpiryBatch, lower: str, upper: str) -> QuerySet[Demand]:
+def _find_demands(batch: ExpiryBatch, lower: str, upper: str) -> QuerySet[Demand]:
     """What is demanded of the users of this part who have not changed the password meanwhile."""
     to_python = get_user_model()._meta.pk.to_python
     demands = Demand.objects.using(feed.using).filter(batch=batch)
@@ -160,22 +165,22 @@ def _open(batch: ExpiryBatch, lower: str, upper: str) -> QuerySet[Demand]:
     return demands.order_by("user_id")
 
 
-def _demanded(batch: ExpiryBatch, lower: str, upper: str) -> list[Any]:
-    return list(_open(batch, lower, upper).values_list("user_id", flat=True)[:CHUNK])
+def _list_demanded(batch: ExpiryBatch, lower: str, upper: str) -> list[Any]:
+    return list(_find_demands(batch, lower, upper).values_list("user_id", flat=True)[:CHUNK])
 
 
-def _indexed(batch: ExpiryBatch, lower: str, upper: str) -> QuerySet[Any, tuple[str, Any]]:
+def _join_index(batch: ExpiryBatch, lower: str, upper: str) -> QuerySet[Any, tuple[str, Any]]:
     """(session key, user) of a part; users without sessions cost no more than the join."""
     key = "user__pwexpire_sessions"
-    rows = _open(batch, lower, upper).filter(**{f"{key}__isnull": False})
+    rows = _find_demands(batch, lower, upper).filter(**{f"{key}__isnull": False})
     return rows.values_list(key, "user_id")
 
 
-def _write(batch: ExpiryBatch, lower: str, upper: str) -> int:
+def _project_part(batch: ExpiryBatch, lower: str, upper: str) -> int:
     """Flag or end the sessions of this part, and count them; how many were met."""
     outcomes: Counter[Outcome] = Counter()
     seen = 0
-    for owners in _find(batch, lower, upper):
+    for owners in _find_owners(batch, lower, upper):
         seen += len(owners)
         if batch.sessions == SessionAction.END:
             outcomes.update(delete_sessions(owners))
@@ -184,22 +189,24 @@ def _write(batch: ExpiryBatch, lower: str, upper: str) -> int:
             wanted = {key: (key_text(pk), number) for key, pk in owners.items()}
             outcomes.update(get_adapter().flag(wanted))
     flagged, ended = outcomes[Outcome.FLAGGED], outcomes[Outcome.ENDED]
+    # Added up in the database: several processes count at the same time.
     if flagged or ended:
-        _rows(batch).update(
+        _find_batch(batch).update(
             sessions_flagged=F("sessions_flagged") + flagged,
             sessions_ended=F("sessions_ended") + ended,
         )
     return seen
 
 
-def _find(batch: ExpiryBatch, lower: str, upper: str) -> Iterator[Owners]:
+def _find_owners(batch: ExpiryBatch, lower: str, upper: str) -> Iterator[Owners]:
     if lower.startswith(BY_USER) and uses_index(get_adapter()):
-        rows = iter(list(_indexed(batch, lower, upper)))
+        # Read to the end first: to end a session removes the entry that is read here.
+        rows = iter(list(_join_index(batch, lower, upper)))
         while page := dict(islice(rows, CHUNK)):
             yield page
         return
     if lower.startswith(BY_USER):
-        while pks := _demanded(batch, lower, upper):
+        while pks := _list_demanded(batch, lower, upper):
             yield from sessions_of(pks)
             lower = BY_USER + key_text(pks[-1])
         return

@@ -16,7 +16,7 @@ from pwexpire.services.index import build_index, uses_index
 from pwexpire.services.selection import CHUNK, Selection, key_text
 from pwexpire.services.staging import Progress
 from pwexpire.services.status import open_demands
-from pwexpire.sessionstore.base import Outcome, SessionAdapter
+from pwexpire.sessionstore.base import Outcome, SessionAdapter, StoredSession
 from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.sessionstore.rows import pages
 
@@ -26,7 +26,7 @@ Owners = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class FlagReport:
-    """How many stored sessions met with which outcome; ``pending`` while a transaction is open."""
+    """Outcome -> how many stored sessions had it; ``pending`` while a transaction is open."""
 
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     pending: bool = False
@@ -79,17 +79,23 @@ def find_sessions(
     """
     adapter = get_adapter()
     if finds_by_user(adapter) and not (read_only and lacks_index(adapter)):
+        # Sessions from before pwexpire are not in the index, and would not be found.
         complete_index(adapter)
-        if adapter.supports_user_lookup:
-            for pks in selection.chunks():
-                yield from sessions_of(pks)
-        else:
-            yield from _find_indexed(selection)
+        find = _find_by_column if adapter.supports_user_lookup else _find_indexed
+        yield from find(selection)
     elif adapter.supports_enumerate:
-        stored = adapter.sessions(after=after, chunk=CHUNK, last=last)
-        while page := list(islice(stored, CHUNK)):
-            owners = {key_text(pk): pk for pk in selection.among(r.user_id or "" for r in page)}
-            yield {row.key: owners[row.user_id] for row in page if row.user_id in owners}
+        yield from _scan_sessions(selection, adapter.sessions(after=after, chunk=CHUNK, last=last))
+
+
+def _scan_sessions(selection: Selection, stored: Iterator[StoredSession]) -> Iterator[Owners]:
+    while page := list(islice(stored, CHUNK)):
+        owners = {key_text(pk): pk for pk in selection.among(row.user_id or "" for row in page)}
+        yield {row.key: owners[row.user_id] for row in page if row.user_id in owners}
+
+
+def _find_by_column(selection: Selection) -> Iterator[Owners]:
+    for pks in selection.chunks():
+        yield from sessions_of(pks)
 
 
 def _find_indexed(selection: Selection) -> Iterator[Owners]:
@@ -134,5 +140,6 @@ def flag_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport
             if progress is not None:
                 progress(done, None)
 
+    # A rollback must leave no session flagged.
     transaction.on_commit(work, using=feed.using)
     return report

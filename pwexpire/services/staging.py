@@ -49,14 +49,15 @@ def _stage_chunk(batch: ExpiryBatch, selection: Selection | None) -> int | None:
         return None
     users, batch.cursor = part
     if batch.everyone:
-        seen = _insert(Exclusion, batch, users)
+        seen = _insert_rows(Exclusion, batch, users)
     else:
-        seen = _demand(batch, users)
+        seen = _write_demands(batch, users)
+    # In the transaction of the rows, or a run that goes on would count these users twice.
     batch.save(using=feed.using, update_fields=[*COUNTS, "cursor"])
     return seen
 
 
-def _demand(batch: ExpiryBatch, users: QuerySet[Any]) -> int:
+def _write_demands(batch: ExpiryBatch, users: QuerySet[Any]) -> int:
     found = users.aggregate(seen=Count("pk"), usable=Count("pk", filter=usable_password()))
     seen: int = found["seen"]
     usable = seen
@@ -67,7 +68,7 @@ def _demand(batch: ExpiryBatch, users: QuerySet[Any]) -> int:
             held = users.filter(open_demand(batch.require)).count()
         else:
             users = users.filter(~open_demand(batch.require))
-    written = _insert(Demand, batch, users)
+    written = _insert_rows(Demand, batch, users)
     if not held:
         held = usable - written
     counts = (usable - held, held, seen - usable)
@@ -76,7 +77,7 @@ def _demand(batch: ExpiryBatch, users: QuerySet[Any]) -> int:
     return seen
 
 
-def _insert(model: type[models.Model], batch: ExpiryBatch, users: QuerySet[Any]) -> int:
+def _insert_rows(model: type[models.Model], batch: ExpiryBatch, users: QuerySet[Any]) -> int:
     """One row for each of ``users``; how many there are."""
     connection = connections[feed.using]
     if connection.vendor not in ("postgresql", "sqlite"):

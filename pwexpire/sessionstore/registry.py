@@ -18,15 +18,16 @@ from pwexpire.sessionstore.stores import CacheAdapter, CookieAdapter, FileAdapte
 
 def get_adapter() -> SessionAdapter:
     """The adapter of the site's session engine, known by its class, whatever its name."""
-    return _adapter(import_module(settings.SESSION_ENGINE).SessionStore)
+    return _make_adapter(import_module(settings.SESSION_ENGINE).SessionStore)
 
 
 @cache
-def _adapter(store_class: type[SessionBase]) -> SessionAdapter:
+def _make_adapter(store_class: type[SessionBase]) -> SessionAdapter:
     model = _find_model(store_class)
     if model is not None:
         cached = hasattr(store_class, "cache_key_prefix")
         return (CachedRowAdapter if cached else RowAdapter)(store_class, model)
+    # Subclasses count; a store of none of these classes is asked through Django's own API.
     if issubclass(store_class, signed_cookies.SessionStore):
         return CookieAdapter(store_class)
     if issubclass(store_class, file.SessionStore):

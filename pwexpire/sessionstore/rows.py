@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 from django.contrib.auth import SESSION_KEY, get_user_model
 from django.contrib.sessions.backends.base import SessionBase
@@ -27,8 +27,10 @@ from pwexpire.sessionstore.base import (
     shorten,
 )
 
+T = TypeVar("T")
 CHUNK = 1_000
 PAGE = 2_000
+# A session that is written again and again is left to its next request.
 TRIES = 3
 PLAIN_USER_COLUMNS = ("user_id", "account_id")
 
@@ -74,6 +76,7 @@ class RowAdapter(SessionAdapter):
         meta = model._meta
         key, data = quote(meta.pk.column), quote(meta.get_field("session_data").column)
         table = quote(meta.db_table)
+        # What a request wrote meanwhile makes the comparison fail, and is never overwritten.
         self._swap = f"UPDATE {table} SET {data} = %s WHERE {key} = %s AND {data} = %s"
         self._swap_many = (
             f"UPDATE {table} SET {data} = swap.column1 FROM (VALUES {{}}) AS swap "
@@ -84,7 +87,7 @@ class RowAdapter(SessionAdapter):
     def using(self) -> str:
         return router.db_for_write(self.model)
 
-    def _rows(self, *, live_only: bool = True) -> QuerySet[Any]:
+    def _find_rows(self, *, live_only: bool = True) -> QuerySet[Any]:
         rows: QuerySet[Any] = self.model._base_manager.using(self.using)
         return rows.filter(expire_date__gt=timezone.now()) if live_only else rows.all()
 
@@ -92,7 +95,7 @@ class RowAdapter(SessionAdapter):
         self, *, after: str = "", last: str = "", chunk: int = 1000, live_only: bool = True
     ) -> Iterator[StoredSession]:
         store = self.store_class()
-        rows = self._rows(live_only=live_only).order_by("pk")
+        rows = self._find_rows(live_only=live_only).order_by("pk")
         if last:
             rows = rows.filter(pk__lte=last)
         fields = ("pk", "session_data", "expire_date")
@@ -102,48 +105,58 @@ class RowAdapter(SessionAdapter):
             after = page[-1][0]
 
     def last_key(self, after: str, count: int) -> str | None:
-        keys = self._rows().filter(pk__gt=after).order_by("pk").values_list("pk", flat=True)
+        keys = self._find_rows().filter(pk__gt=after).order_by("pk").values_list("pk", flat=True)
         found: str | None = keys[count - 1 : count].first()
         return found
 
     def keys_of(self, user_ids: Sequence[Any]) -> Iterator[list[tuple[str, str]]]:
         column = self.user_column or ""
-        for page in pages(self._rows().filter(**{f"{column}__in": user_ids}), column):
+        for page in pages(self._find_rows().filter(**{f"{column}__in": user_ids}), column):
             yield [(key, str(user_id)) for key, user_id in page]
 
     def alive(self, keys: Collection[str]) -> set[str]:
-        return set(self._rows().filter(pk__in=keys).values_list("pk", flat=True))
+        return set(self._find_rows().filter(pk__in=keys).values_list("pk", flat=True))
 
     def flag(self, wanted: Wanted) -> Counter[Outcome]:
-        return self._edit(wanted, _set_flag, Outcome.FLAGGED)
+        edit = partial(self._edit_chunk, edit=_set_flag, done=Outcome.FLAGGED)
+        return self._work_in_chunks(wanted, edit, "written")
 
     def clear(self, wanted: Wanted) -> Counter[Outcome]:
-        return self._edit(wanted, _drop_flag, Outcome.CLEARED)
+        edit = partial(self._edit_chunk, edit=_drop_flag, done=Outcome.CLEARED)
+        return self._work_in_chunks(wanted, edit, "written")
 
     def end(self, wanted: Mapping[str, str]) -> Counter[Outcome]:
-        outcomes: Counter[Outcome] = Counter()
-        for chunk in _chunks(wanted):
-            mine = {key: wanted[key] for key in chunk}
-            try:
-                ended = in_transaction(partial(self._delete, mine), using=self.using)
-            except Error as error:
-                self._give_way(error)
-                logger.error("Sessions from %s on were not ended: %s", shorten(chunk[0]), error)
-                outcomes[Outcome.FAILED] += len(chunk)
-                continue
-            # All of the chunk: a copy may have outlived its row in an earlier run.
-            forgotten = self.forget(chunk)
-            if connections[self.using].in_atomic_block:  # until then a request may copy the row
-                transaction.on_commit(partial(self.forget, chunk), using=self.using)
-            if forgotten:
-                outcomes.update({Outcome.ENDED: ended, Outcome.GONE: len(chunk) - ended})
-            else:
-                outcomes[Outcome.FAILED] += len(chunk)
-        return +outcomes
+        return +self._work_in_chunks(wanted, self._end_chunk, "ended")
 
-    def _delete(self, wanted: Mapping[str, str]) -> int:
+    def _work_in_chunks(
+        self, wanted: Mapping[str, T], work: Callable[[dict[str, T]], Counter[Outcome]], done: str
+    ) -> Counter[Outcome]:
+        outcomes: Counter[Outcome] = Counter()
+        left = iter(wanted)
+        while chunk := list(islice(left, CHUNK)):
+            try:
+                outcomes.update(work({key: wanted[key] for key in chunk}))
+            except Error as error:
+                # What the database rolled back is not ours alone: its owner has to begin again.
+                if is_conflict(error) and connections[self.using].in_atomic_block:
+                    raise
+                logger.error("Sessions from %s on were not %s: %s", shorten(chunk[0]), done, error)
+                outcomes[Outcome.FAILED] += len(chunk)
+        return outcomes
+
+    def _end_chunk(self, wanted: Mapping[str, str]) -> Counter[Outcome]:
+        ended = in_transaction(partial(self._delete_rows, wanted), using=self.using)
+        # All of the chunk: a copy may have outlived its row in an earlier run.
+        forgotten = self.forget(wanted)
+        if connections[self.using].in_atomic_block:  # until then a request may copy the row
+            transaction.on_commit(partial(self.forget, wanted), using=self.using)
+        if not forgotten:
+            return Counter({Outcome.FAILED: len(wanted)})
+        return Counter({Outcome.ENDED: ended, Outcome.GONE: len(wanted) - ended})
+
+    def _delete_rows(self, wanted: Mapping[str, str]) -> int:
         store = self.store_class()
-        rows = self._rows(live_only=False).filter(pk__in=list(wanted))
+        rows = self._find_rows(live_only=False).filter(pk__in=list(wanted))
         mine = [
             key
             for key, data in rows.values_list("pk", "session_data")
@@ -157,34 +170,17 @@ class RowAdapter(SessionAdapter):
         """Rows were written; for engines that keep a copy of them. False: a copy is left."""
         return True
 
-    def _edit(self, wanted: Wanted, edit: Edit, done: Outcome) -> Counter[Outcome]:
-        outcomes: Counter[Outcome] = Counter()
-        for chunk in _chunks(wanted):
-            try:
-                outcomes.update(self._edit_chunk({key: wanted[key] for key in chunk}, edit, done))
-            except Error as error:
-                self._give_way(error)
-                logger.error("Sessions from %s on were not written: %s", shorten(chunk[0]), error)
-                outcomes[Outcome.FAILED] += len(chunk)
-        return outcomes
-
-    def _give_way(self, error: Error) -> None:
-        """What the database rolled back is not ours alone: whoever began it begins again."""
-        if is_conflict(error) and connections[self.using].in_atomic_block:
-            raise error
-
-    def _edit_chunk(self, wanted: Wanted, edit: Edit, done: Outcome) -> Counter[Outcome]:
+    def _edit_chunk(self, wanted: Wanted, *, edit: Edit, done: Outcome) -> Counter[Outcome]:
         outcomes: Counter[Outcome] = Counter()
         left = dict(wanted)
         for turn in range(TRIES):
-            swaps: dict[str, tuple[str, str, str]] = {}
-            for key, new, old in self._prepare(left, edit, outcomes, again=turn > 0):
-                swaps[key] = (new, key, old)
+            swaps = dict(self._prepare_swaps(left, edit, outcomes, again=turn > 0))
             if not swaps:
                 return outcomes
-            missed = in_transaction(partial(self._write, swaps), using=self.using)
+            missed = in_transaction(partial(self._swap_rows, swaps), using=self.using)
             written = swaps.keys() - missed
             if written:
+                # Before the commit a request would copy the old row into the cache again.
                 transaction.on_commit(partial(self.forget, written), using=self.using)
             outcomes[done] += len(written)
             left = {key: wanted[key] for key in missed}
@@ -193,11 +189,12 @@ class RowAdapter(SessionAdapter):
         outcomes[Outcome.CONFLICT] += len(left)
         return outcomes
 
-    def _prepare(
+    def _prepare_swaps(
         self, wanted: Wanted, edit: Edit, outcomes: Counter[Outcome], *, again: bool
-    ) -> Iterator[tuple[str, str, str]]:
+    ) -> Iterator[tuple[str, tuple[str, str, str]]]:
+        """Yield a key with the parameters of its compare-and-swap: new data, key, old data."""
         store = self.store_class()
-        live = self._rows().filter(pk__in=list(wanted)).order_by("pk")  # lock in one order
+        live = self._find_rows().filter(pk__in=list(wanted)).order_by("pk")  # lock in one order
         if again and connections[self.using].in_atomic_block:
             live = live.select_for_update()  # what the transaction has seen so far may be old
         rows = dict(live.values_list("pk", "session_data"))
@@ -208,11 +205,11 @@ class RowAdapter(SessionAdapter):
             # Data whose signature is bad decodes to nothing, and so belongs to nobody.
             outcome = edit(data, demand) if data.get(SESSION_KEY) == user_id else Outcome.GONE
             if outcome is None:
-                yield key, store.encode(data), old
+                yield key, (store.encode(data), key, old)
             else:
                 outcomes[outcome] += 1
 
-    def _write(self, swaps: Mapping[str, tuple[str, str, str]]) -> set[str]:
+    def _swap_rows(self, swaps: Mapping[str, tuple[str, str, str]]) -> set[str]:
         """The keys that somebody else was faster with. ``rowcount`` is a sum, so look again."""
         connection = connections[self.using]
         with connection.cursor() as cursor:
@@ -223,7 +220,7 @@ class RowAdapter(SessionAdapter):
                 cursor.executemany(self._swap, list(swaps.values()))
             if cursor.rowcount == len(swaps):
                 return set()
-        rows = self._rows(live_only=False).filter(pk__in=list(swaps))
+        rows = self._find_rows(live_only=False).filter(pk__in=list(swaps))
         now = dict(rows.select_for_update().values_list("pk", "session_data"))
         return {key for key, (new, _, _) in swaps.items() if now.get(key) != new}
 
@@ -253,12 +250,6 @@ def pages(rows: QuerySet[Any], column: str) -> Iterator[list[tuple[str, Any]]]:
     while page := list(rows.filter(pk__gt=after).order_by("pk").values_list("pk", column)[:PAGE]):
         yield page
         after = page[-1][0]
-
-
-def _chunks(keys: Collection[str]) -> Iterator[list[str]]:
-    left = iter(keys)
-    while chunk := list(islice(left, CHUNK)):
-        yield chunk
 
 
 def _find_user_column(model: Any) -> str | None:

@@ -32,17 +32,17 @@ class FileAdapter(SessionAdapter):
     def sessions(
         self, *, after: str = "", last: str = "", chunk: int = 1000, live_only: bool = True
     ) -> Iterator[StoredSession]:
-        for key in self._keys(after):
+        for key in self._list_keys(after):
             if last and key > last:
                 return
-            if (row := self._read(key)) is not None and (not live_only or _is_live(row)):
+            if (row := self._read_file(key)) is not None and (not live_only or _is_live(row)):
                 yield row
 
     def last_key(self, after: str, count: int) -> str | None:
-        keys = self._keys(after)
+        keys = self._list_keys(after)
         return keys[count - 1] if len(keys) >= count else None
 
-    def _keys(self, after: str) -> list[str]:
+    def _list_keys(self, after: str) -> list[str]:
         store: Any = self.store_class()
         prefix = store.file_prefix
         names = (entry.name for entry in os.scandir(store.storage_path))
@@ -50,18 +50,19 @@ class FileAdapter(SessionAdapter):
         return sorted(key for key in keys if key > after)
 
     def alive(self, keys: Collection[str]) -> set[str]:
-        return {key for key in keys if (row := self._read(key)) is not None and _is_live(row)}
+        return {key for key in keys if (row := self._read_file(key)) is not None and _is_live(row)}
 
     def _end_one(self, key: str, user_id: str) -> Outcome:
-        row = self._read(key)
+        row = self._read_file(key)
         if row is None:
             return Outcome.FAILED if self.store_class().exists(key) else Outcome.GONE
         if row.user_id != user_id:
             return Outcome.GONE
+        # Only after the owner was compared: a key can be another user's by now.
         self.store_class().delete(key)
         return Outcome.ENDED
 
-    def _read(self, key: str) -> StoredSession | None:
+    def _read_file(self, key: str) -> StoredSession | None:
         """Not through ``load()``, which deletes and creates."""
         store: Any = self.store_class(key)
         try:

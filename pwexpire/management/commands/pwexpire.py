@@ -25,6 +25,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         quiet = options["verbosity"] == 0
         try:
+            # The file is checked before the work: a name that is taken must not cost a run.
             with self.destination(options) as write:
                 answer = VERBS[options["verb"]].run(options, Console(self.stderr, quiet=quiet))
                 WRITERS[options["format"]](answer, write)

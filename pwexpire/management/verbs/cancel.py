@@ -50,6 +50,7 @@ def run(options: dict[str, Any], console: Console) -> Any:
     refuse_by_rank(actor, selection, cancelling=True)
     if not options["everyone"]:
         return {"users_cancelled": cancel_expiry(users, **given)}
+    # Counted first: afterwards none of these demands is open.
     cancelled = users.filter(usable_password() & open_demand()).count()
     for batch in active_batches().filter(everyone=True):
         cancel_expiry(batch, **given)

@@ -25,6 +25,7 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
 def run(options: dict[str, Any], console: Any) -> Any:
     if options["user"]:
         return explain(find_user(options["user"]))
+    # Raises first: without a change page every other finding follows from that.
     find_url(conf.change_url)
     results = probe()
     wrong = explain_results(results)

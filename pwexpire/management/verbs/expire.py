@@ -65,6 +65,7 @@ def run(options: dict[str, Any], console: Console) -> Any:
     # Read once: standard input can name the users only once.
     users = select(options, console.notice)
     selection = Selection(users, exclude=out)
+    # All refusals come before the question: a yes must not end in a refusal.
     count = count_selected(selection, options)
     refuse_by_rank(actor, selection, cancelling=False)
     refuse_lockout(options, actor, selection)

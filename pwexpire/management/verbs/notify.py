@@ -39,6 +39,7 @@ def run(options: dict[str, Any], console: Any) -> Any:
     if options["enqueue"]:
         return _enqueue_notices(options, batch)
     if options["retry_unsent"] and not dry_run:
+        # Before the run, which passes over every mail that has a row.
         retry_unsent()
     if batch is not None:
         report = announce_expiry(batch, dry_run=dry_run, limit=limit)

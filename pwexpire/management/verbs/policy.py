@@ -10,7 +10,7 @@ from django.core.management.base import CommandError
 
 from pwexpire.conf import conf
 from pwexpire.management.selectors import find_user
-from pwexpire.policy import PRESETS, Chosen, Policy
+from pwexpire.policy import PRESETS, Chosen, Policy, Preset
 
 PLAIN = Policy()
 DEMANDS = [one.name for one in fields(Policy) if one.name != "name"]
@@ -75,8 +75,7 @@ def _find_sources(chosen: Chosen, name: str) -> dict[str, Any]:
 
 
 def _describe_policy(rule: str, policy: Policy, *, explain: bool) -> dict[str, Any]:
-    values = {name: getattr(policy, name) for name in DEMANDS}
-    demands = {name: _show(one) for name, one in values.items() if one != getattr(PLAIN, name)}
+    demands = _list_demands(policy)
     title = policy.name or ("custom" if demands else "no policy")
     sentences = [f"{rule}: {title}" if rule else title]
     sentences += [f"  {name}: {value}" for name, value in demands.items()]
@@ -92,10 +91,20 @@ def _describe_policy(rule: str, policy: Policy, *, explain: bool) -> dict[str, A
     if preset is not None:
         answer |= {"source": preset.source, "read": preset.read}
         answer["clauses"] = [asdict(clause) for clause in preset.clauses]
-        sentences.append(f"  {preset.source}, {preset.read}:")
-        for clause in preset.clauses:
-            sentences += [f"  {clause.number}  {clause.says}", f"      {clause.met_by}"]
+        sentences += _explain_clauses(preset)
     return answer
+
+
+def _list_demands(policy: Policy) -> dict[str, Any]:
+    values = {name: getattr(policy, name) for name in DEMANDS}
+    return {name: _show(value) for name, value in values.items() if value != getattr(PLAIN, name)}
+
+
+def _explain_clauses(preset: Preset) -> Iterator[str]:
+    yield f"  {preset.source}, {preset.read}:"
+    for clause in preset.clauses:
+        yield f"  {clause.number}  {clause.says}"
+        yield f"      {clause.met_by}"
 
 
 def _show(value: Any) -> Any:
