@@ -126,10 +126,10 @@ def is_demanded(case: Case, view: View) -> bool:
     """Whether more is demanded than this session was cleared for; compares numbers only."""
     known = view.verdicts.get(case.key) if view.verdicts else None
     if known is not None:
-        number = known.number
+        number, flag = known.number, max(known.number, known.flag)
     else:
-        number = case.stamp if case.born <= view.counter else -1
-    if case.flagged and (case.flag_number is None or case.flag_number > number):
+        number = flag = case.stamp if case.born <= view.counter else -1
+    if case.flagged and (case.flag_number is None or case.flag_number > flag):
         return True
     if view.demand(case.user_id) > number:
         return True

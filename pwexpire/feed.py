@@ -39,11 +39,15 @@ VerdictKey = tuple[str, str, int, str, bool, str | None]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Nothing was demanded of this session up to ``number``; its password ages out at ``ages``."""
+    """Nothing was demanded of this session up to ``number``; its password ages out at ``ages``.
+
+    ``flag``: the number of the flag that the session had then, and that stood for nothing.
+    """
 
     number: int
     ages: float | None
     policy_key: str | None
+    flag: int = 0
 
 
 @dataclass

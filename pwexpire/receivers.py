@@ -25,7 +25,7 @@ from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
 from pwexpire.retries import retried, savepoint
 from pwexpire.services.attempts import after_login, renew_attempts
-from pwexpire.services.changes import Way, keep_age, meet_demands, testify, way_of, witness
+from pwexpire.services.changes import Way, meet_demands, testify, way_of, witness
 from pwexpire.services.history import keep_old, length_kept, locked_hash, stored_hash
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.judging import Judgement
@@ -171,7 +171,6 @@ def _is_real_save(instance: Any, using: str, raw: bool) -> bool:
 def _look_at_change(user: Any) -> Pending:
     counter, way = read_counter(), way_of(user)
     keeps = length_kept(user) > 0
-    keep_age(user, way)
     old = stored_hash(user)
     if keeps:
         user.__dict__[_SAVE] = partial(_save_and_keep, user, old)

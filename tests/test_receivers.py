@@ -137,14 +137,14 @@ def test_a_site_may_spare_somebody(alice, client, settings):
     assert client.get("/").status_code == 200
 
 
-def test_an_aged_password_is_held_when_nothing_can_be_written(alice, client, settings):
+def test_an_aged_session_is_held_through_a_fault(alice, client, settings):
     from datetime import timedelta
 
+    client.force_login(alice)
     settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=9))
     PasswordRecord.objects.update(changed_at=alice.date_joined - timedelta(days=99))
-    with mock.patch("pwexpire.middleware.enforcement.demand_aged", side_effect=DOWN):
-        client.force_login(alice)
-        assert client.session["password_expired"] is True
+    assert is_held(client) and client.session["password_expired"] is True
+    with mock.patch("pwexpire.middleware.enforcement.judge", side_effect=DOWN):
         assert is_held(client)
 
 

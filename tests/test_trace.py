@@ -367,7 +367,7 @@ def test_batches_that_nobody_has_to_satisfy_any_more_are_finished(users, count_q
     assert states() == ["finished", "cancelled", "cancelled"]
 
 
-@pytest.mark.parametrize("reason", ["lockout", "compromised", "policy"])
+@pytest.mark.parametrize("reason", ["lockout", "compromised", "policy", "age"])
 def test_what_the_site_asked_for_by_itself_goes_a_good_year_after_it_is_satisfied(
     alice, bob, root, reason
 ):
@@ -385,10 +385,11 @@ def test_what_the_site_asked_for_by_itself_goes_a_good_year_after_it_is_satisfie
     assert list(ExpiryBatch.objects.all()) == [asked]
 
 
-def test_all_aged_batches_that_are_satisfied_go_in_one_run(users):
+def test_all_batches_that_are_satisfied_and_old_go_in_one_run(users):
     now = timezone.now()
+    old = {"created_at": now - timedelta(days=401), "selection": "user 1"}
     batches = ExpiryBatch.objects.bulk_create(
-        ExpiryBatch(reason="age", state=BatchState.DONE, number=n, created_at=now)
+        ExpiryBatch(reason="lockout", state=BatchState.DONE, number=n, **old)
         for n in range(1, 10_101)
     )
     Cancellation.objects.create(batch=batches[0], created_at=now)

@@ -26,7 +26,6 @@ from pwexpire.models import Require
 from pwexpire.pages import find_url, url_language
 from pwexpire.responses import admin_change_url, held_response, locked_response, unavailable
 from pwexpire.retries import retried
-from pwexpire.services.batches import demand_aged
 from pwexpire.services.changes import witness
 from pwexpire.services.judging import Judgement
 from pwexpire.services.status import count_would_hold, judge
@@ -149,11 +148,10 @@ class Enforcement:
                 return None
             if judged.locked:
                 return self._lock(request, case, judged)
-            number: int | None = judged.demand
-            if judged.held_by_age_alone and not (judged.grace or _is_on_grace(case, judged)):
-                number = self._demand_aged(user, judged)
             if not case.flagged:
-                self._show_flag(request, case, number or view.counter)
+                # An age has no number: the flag gets one that no session was cleared for, so that
+                # it holds through a fault as well. An expiry that takes the same one holds too.
+                self._show_flag(request, case, judged.demand or view.counter + 1)
         except (DatabaseFault, EnforcementUnavailable) as error:
             return self._fault(request, case, scope, error)
         return self._hold(request, case)
@@ -203,13 +201,6 @@ class Enforcement:
         response = locked_response(request, require)
         self._tell_enforced(request, case, response)
         return response
-
-    def _demand_aged(self, user: Any, judged: Judgement) -> int | None:
-        try:
-            return demand_aged(user, judged.chosen.policy.require)
-        except DatabaseFault as error:  # read-only: held all the same
-            logger.error("An aged password could not be recorded: %s", error)
-            return None
 
     def _fault(
         self, request: HttpRequest, case: Case, scope: tuple[str, str], error: Exception
@@ -322,4 +313,4 @@ def _verdict(view: View, judged: Judgement, case: Case) -> Verdict:
     ages = judged.grace_ages if _is_on_grace(case, judged) else judged.ages
     if case.backend in conf.exempt_backends:
         ages = None
-    return Verdict(view.counter, ages, conf.policy_key)
+    return Verdict(view.counter, ages, conf.policy_key, case.flag_number or 0)

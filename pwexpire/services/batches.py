@@ -325,8 +325,3 @@ def end_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport:
 
     transaction.on_commit(count, using=feed.using)
     return report
-
-
-def demand_aged(user: Any, require: str) -> int | None:
-    """Make a demand of a password that aged out, so that no clock is asked again. Its number."""
-    return expire_passwords(user, reason=Reason.AGE, require=require).number

@@ -19,10 +19,10 @@ from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord, Require
 from pwexpire.retries import in_transaction
-from pwexpire.services.batches import demand_aged
 from pwexpire.services.cancellations import close_demands
 from pwexpire.services.history import forget_old, stored_hash
-from pwexpire.services.status import check_saved, judge, lowest_open, read_counter
+from pwexpire.services.judging import weigh
+from pwexpire.services.status import check_saved, lowest_open, read_counter, read_rules
 from pwexpire.signals import password_changed
 
 FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data")
@@ -128,21 +128,15 @@ def record_password_change(user: Any) -> None:
     check_saved(user)
     testify(user, real=True)
     number = read_counter()
-    keep_age(user, Way.LINK)
     meet_demands(user, number=number, way=Way.LINK)
 
 
-def keep_age(user: Any, way: Way) -> None:
-    """Demand what the age wants, if the change that is about to come does not meet it.
-
-    The age itself will be gone with that change.
-    """
+def _is_still_aged(user: Any, record: PasswordRecord, way: Way) -> bool:
+    """Whether the password aged out, and a change made this way does not satisfy the policy."""
     if conf.policy is None or not way.value or not conf.refuses_logins:
-        return
-    judged = judge(user)
-    require = judged.chosen.policy.require
-    if judged.aged and require in way.value:
-        demand_aged(user, require)
+        return False
+    judged = weigh(read_rules(), user, record, demand=0, find_open=lambda policy: None)
+    return judged.aged and judged.chosen.policy.require in way.value
 
 
 def meet_demands(user: Any, *, number: int, created: bool = False, way: Way = Way.OTHER) -> None:
@@ -156,11 +150,14 @@ def meet_demands(user: Any, *, number: int, created: bool = False, way: Way = Wa
     def write() -> None:
         now = timezone.now()
         records = PasswordRecord.objects.using(feed.using)
-        records.get_or_create(user_id=user.pk)
+        record, _ = records.get_or_create(user_id=user.pk)
         upto = number
         values: dict[str, Any] = {"given_new": created}
+        # Else the age goes on from the date that it was counted from.
+        if created or not _is_still_aged(user, record, way):
+            values |= {"changed_at": now, "assumed": False, "grace_used": 0}
         if not created:
-            values |= {"renewed_at": now, "failed_changes": 0, "grace_used": 0}
+            values |= {"renewed_at": now, "failed_changes": 0}
             values |= {"lockouts": 0, "lockouts_since": None}
             values |= {"lockout_at": None, "lockout_address": None}
             unmet = lowest_open(user, way.value)
@@ -168,8 +165,6 @@ def meet_demands(user: Any, *, number: int, created: bool = False, way: Way = Wa
                 upto = min(number, unmet - 1)
         records.filter(pk=user.pk).update(
             satisfied=Greatest("satisfied", upto),
-            changed_at=now,
-            assumed=False,
             given_at=now if given else None,
             given_by=by,
             **values,

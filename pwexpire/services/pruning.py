@@ -26,8 +26,9 @@ from pwexpire.services.selection import CHUNK
 
 # A yearly audit finds the whole of the year before it.
 KEPT_FOR = timedelta(days=400)
-# Written by the site itself, at a lockout or at the login with a weak password.
-AUTOMATIC = (Reason.LOCKOUT, Reason.COMPROMISED, Reason.POLICY)
+# Written by the site itself, at a lockout or at the login with a weak password; earlier releases
+# did so where a password aged out.
+AUTOMATIC = (Reason.LOCKOUT, Reason.COMPROMISED, Reason.POLICY, Reason.AGE)
 
 
 def _delete_chunks(rows: QuerySet[Any], chunk: int) -> int:
@@ -59,18 +60,17 @@ def prune_cancelled(chunk: int = CHUNK) -> int:
 def prune_batches(chunk: int = CHUNK) -> int:
     """Mark the batches that are satisfied by all as finished, and remove some; how many went.
 
-    Of passwords that aged out at once, of lockouts and weak passwords after ``KEPT_FOR``. What an
-    operator asked for stays, as does what a cancellation refers to.
+    Those of lockouts and weak passwords, after ``KEPT_FOR``. What an operator asked for stays, as
+    does what a cancellation refers to.
     """
     _finish_batches()
-    old = Q(
+    finished = ExpiryBatch.objects.using(feed.using).filter(
         reason__in=AUTOMATIC,
         actor=None,
         selection__startswith="user ",
+        everyone=False,
+        state=BatchState.FINISHED,
         created_at__lt=timezone.now() - KEPT_FOR,
-    )
-    finished = ExpiryBatch.objects.using(feed.using).filter(
-        Q(reason=Reason.AGE) | old, everyone=False, state=BatchState.FINISHED
     )
     referred = Cancellation.objects.filter(batch=OuterRef("pk"))
     return _delete_chunks(finished.filter(~Exists(referred)), chunk)

@@ -102,10 +102,12 @@ def log_in(facts: Facts, rules: Rules, now: datetime) -> str:
 
 
 def changed(facts: Facts, rules: Rules, now: datetime, *, by_other: bool) -> None:
-    """A real change; only somebody else, an administrator, meets what is denied."""
+    """A real change; only somebody else, an administrator, meets what is denied.
+
+    An age that is not met goes on from the old date.
+    """
     denied = rules.policy.require == "deny" and has_aged(facts, rules, now)
-    if denied:
-        facts.demands.append(Wanted("deny", now))
-    kept = [] if by_other else [one for one in facts.demands if one.require == "deny"]
-    facts.changed, facts.demands, facts.grace_used = now, kept, 0
+    if by_other or not denied:
+        facts.changed, facts.grace_used = now, 0
+    facts.demands = [] if by_other else [one for one in facts.demands if one.require == "deny"]
     facts.given, facts.given_new = (now if by_other else None), False

@@ -111,9 +111,8 @@ class Life:
         return mine.address != address and not self.is_demanded()
 
     def meets(self, seat: Seat, now: datetime) -> str:
-        """What his session meets with; what nobody excuses is demanded from then on."""
-        rules = self.rules()
-        require, only_age = asked(self.facts, rules, now)
+        """What his session meets with."""
+        require, only_age = asked(self.facts, self.rules(), now)
         if seat not in self.seats:
             return "out"
         if require is None or (seat.grace and only_age):
@@ -121,8 +120,6 @@ class Life:
         if require in ("reset", "deny"):
             self.seats.remove(seat)
             return "out"
-        if only_age and self.facts.grace_used >= rules.policy.grace_logins:
-            self.facts.demands.append(Wanted(require, now))
         return "held"
 
     def new_password(self) -> str:
