@@ -128,7 +128,8 @@ def is_demanded(case: Case, view: View) -> bool:
     if known is not None:
         number, flag = known.number, max(known.number, known.flag)
     else:
-        number = flag = case.stamp if case.born <= view.counter else -1
+        # Where nobody polls, a session may well be younger than what this process knows.
+        number = flag = case.stamp if case.born <= view.counter or not view.polled else -1
     if case.flagged and (case.flag_number is None or case.flag_number > flag):
         return True
     if view.demand(case.user_id) > number:

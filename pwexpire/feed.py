@@ -52,7 +52,11 @@ class Verdict:
 
 @dataclass
 class View:
-    """``users``: who has an open demand, and its number. ``floor``: the same for everybody."""
+    """``users``: who has an open demand, and its number. ``floor``: the same for everybody.
+
+    ``polled``: the counter is asked for again and again, so no session can begin after it.
+    ``generation``: how often this process itself had written something when it was read.
+    """
 
     counter: int = 0
     floor: int = 0
@@ -61,6 +65,8 @@ class View:
     started: float = 0.0
     fresh_until: float = 0.0
     policy_key: str | None = None
+    polled: bool = True
+    generation: int = 0
 
     def demand(self, user_id: str) -> int:
         return max(self.floor, self.users.get(user_id, 0))
@@ -88,9 +94,13 @@ class Feed:
         self._generation = 0
 
     def drop(self) -> None:
-        """The next request of this process asks the database again."""
+        """Something was written here: the next request of this process asks the database again."""
         self._generation += 1
         self._failed = {}
+        self.outdate()
+
+    def outdate(self) -> None:
+        """The next request looks at the settings again, and at the database if it may be polled."""
         for view in list(self._views.values()):
             view.started = view.fresh_until = NEVER
 
@@ -131,6 +141,8 @@ class Feed:
         view = self.current(scope)
         if view is not None:
             return view
+        if conf.poll_seconds is None and (unasked := self._view_unasked(scope)) is not None:
+            return unasked
         interval = conf.poll_seconds or 0.0
         old = self._views.get(scope)
         usable = old is not None and wanted - old.started < 2 * interval
@@ -144,6 +156,14 @@ class Feed:
             return self._poll(scope, view, usable=usable)
         finally:
             self._lock.release()
+
+    def _view_unasked(self, scope: tuple[str, str]) -> View | None:
+        """The view of a process that polls never; ``None`` if it has written since it was read."""
+        view = self._views.setdefault(scope, View())
+        if view.generation != self._generation:
+            return None
+        view.polled, view.fresh_until, view.policy_key = False, math.inf, conf.policy_key
+        return view
 
     def _poll(self, scope: tuple[str, str], view: View | None, *, usable: bool) -> View:
         now = time.monotonic()
@@ -169,6 +189,7 @@ class Feed:
                     interval = conf.poll_seconds
                     fresh.started = now
                     fresh.fresh_until = math.inf if interval is None else now + interval
+                    fresh.polled, fresh.generation = interval is not None, generation
                 else:
                     fresh.started = fresh.fresh_until = NEVER
                 # Settings that every request needs; a change of one drops the view.

@@ -69,8 +69,11 @@ def draft_batch(**given: Any) -> ExpiryBatch:
         raise InvalidRequest(f"Unknown sessions {sessions!r}: use SessionAction.FLAG or .END.")
     if not isinstance(given["note"], str):
         raise InvalidRequest("note must be a string.")
-    if given["actor"] is not None:
-        check_saved(given["actor"])
+    actor = given.pop("actor")
+    if actor is not None:
+        check_saved(actor)
+        # By its key: the object may be from a replica, and routers refuse what that relates to.
+        given["actor_id"] = actor.pk
     return ExpiryBatch(**given, created_at=timezone.now())
 
 

@@ -175,7 +175,6 @@ def meet_demands(user: Any, *, number: int, created: bool = False, way: Way = Wa
 
     def work() -> None:
         in_transaction(write, using=feed.using)
-        feed.drop()
         if not created:
             password_changed.send_robust(sender=type(user), user=user)
 
