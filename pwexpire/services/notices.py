@@ -99,7 +99,7 @@ def announce_expiry(
     if batch.everyone:
         users = all_users().exclude(pwexpire_record__satisfied__gte=batch.number)
         users = users.exclude(pwexpire_exclusions__batch=batch)
-    find = partial(_find_announced, batch)
+    find = partial(_list_announced, batch)
     return _NoticeRun(find, dry_run, limit, progress, seconds).work(Selection(users), after)
 
 
@@ -194,7 +194,7 @@ def _warn_of(user: Any, policy: Policy, expires_at: datetime, left: timedelta) -
     )
 
 
-def _find_announced(batch: ExpiryBatch, users: list[Any]) -> Iterable[Due]:
+def _list_announced(batch: ExpiryBatch, users: list[Any]) -> Iterable[Due]:
     rules = read_rules()
     for user in users:
         if rules.apply(user):
@@ -242,4 +242,4 @@ def _mark_sent(notice: Notice, due: Due) -> None:
             step=due.step,
         )
         # A receiver must not hear of a step whose row is rolled back.
-    transaction.on_commit(tell, using=feed.using)
+        transaction.on_commit(tell, using=feed.using)

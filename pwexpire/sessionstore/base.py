@@ -93,9 +93,9 @@ class SessionAdapter:
         self.name = store_class.__module__.removeprefix("django.contrib.sessions.backends.")
 
     def sessions(
-        self, *, after: str = "", last: str = "", chunk: int = 1000, live_only: bool = True
+        self, *, after: str = "", last: str = "", chunk: int = 1000
     ) -> Iterator[StoredSession]:
-        """The stored sessions after this key and up to that one, in the order of their keys."""
+        """The live sessions after this key and up to that one, in the order of their keys."""
         return iter(())
 
     def last_key(self, after: str, count: int) -> str | None:

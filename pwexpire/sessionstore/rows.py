@@ -92,10 +92,10 @@ class RowAdapter(SessionAdapter):
         return rows.filter(expire_date__gt=timezone.now()) if live_only else rows.all()
 
     def sessions(
-        self, *, after: str = "", last: str = "", chunk: int = 1000, live_only: bool = True
+        self, *, after: str = "", last: str = "", chunk: int = 1000
     ) -> Iterator[StoredSession]:
         store = self.store_class()
-        rows = self._find_rows(live_only=live_only).order_by("pk")
+        rows = self._find_rows().order_by("pk")
         if last:
             rows = rows.filter(pk__lte=last)
         fields = ("pk", "session_data", "expire_date")

@@ -30,12 +30,12 @@ class FileAdapter(SessionAdapter):
     supports_enumerate = True
 
     def sessions(
-        self, *, after: str = "", last: str = "", chunk: int = 1000, live_only: bool = True
+        self, *, after: str = "", last: str = "", chunk: int = 1000
     ) -> Iterator[StoredSession]:
         for key in self._list_keys(after):
             if last and key > last:
                 return
-            if (row := self._read_file(key)) is not None and (not live_only or _is_live(row)):
+            if (row := self._read_file(key)) is not None and _is_live(row):
                 yield row
 
     def last_key(self, after: str, count: int) -> str | None:

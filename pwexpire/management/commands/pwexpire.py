@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,6 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseFault
 
 from pwexpire.exceptions import PasswordExpiryError
-from pwexpire.management.arguments import add_verbs
 from pwexpire.management.console import Console
 from pwexpire.management.formats import WRITERS, Write, replacing
 from pwexpire.management.verbs import VERBS
@@ -20,7 +21,16 @@ class Command(BaseCommand):
     help = "Expire passwords, and see what is expired."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        add_verbs(parser)
+        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+        def verb(name: str, text: str, formats: Sequence[str] = ("text", "json")) -> ArgumentParser:
+            added: ArgumentParser = verbs.add_parser(name, help=text, description=text)
+            added.add_argument("--format", choices=formats, default="text")
+            _add_django_options(added)
+            return added
+
+        for module in VERBS.values():
+            module.add(verb)
 
     def handle(self, *args: Any, **options: Any) -> None:
         quiet = options["verbosity"] == 0
@@ -44,3 +54,14 @@ class Command(BaseCommand):
         if options.get("output"):
             return replacing(Path(options["output"]), force=options["force"])
         return nullcontext(partial(self.stdout.write, ending=""))
+
+
+def _add_django_options(parser: ArgumentParser) -> None:
+    """Let the options that every command of Django has stand after the verb as well."""
+    # A default would overwrite what was given before the verb.
+    add = parser.add_argument_group("options of Django", argument_default=SUPPRESS).add_argument
+    add("-v", "--verbosity", type=int, choices=range(4), help="0: no notices, no progress bar")
+    for name in ("--settings", "--pythonpath"):
+        add(name)
+    for name in ("--traceback", "--no-color", "--force-color", "--skip-checks"):
+        add(name, action="store_true")

@@ -26,7 +26,7 @@ def add(verb: Callable[[str, str], Any]) -> None:
 
 def run(options: dict[str, Any], console: Any) -> Any:
     if options["user"]:
-        return _describe_user(options["user"])
+        return _describe_rules_of(options["user"])
     if options["preset"]:
         if options["preset"] not in PRESETS:
             known = ", ".join(PRESETS)
@@ -45,7 +45,7 @@ def _list_configured(*, explain: bool) -> Iterator[dict[str, Any]]:
         yield _describe_policy(rule, policy, explain=explain)
 
 
-def _describe_user(name: str) -> dict[str, Any]:
+def _describe_rules_of(name: str) -> dict[str, Any]:
     user, chosen_for = find_user(name), conf.policy
     chosen = Chosen(Policy()) if chosen_for is None else chosen_for(user)
     answer = {"user": name, **_describe_policy(chosen.rule, chosen.policy, explain=False)}

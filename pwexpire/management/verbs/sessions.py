@@ -1,17 +1,22 @@
-"""The stored sessions."""
+"""The stored sessions, of any engine; read as a stream."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 from django.core.management.base import CommandError
 
+from pwexpire.feed import feed
 from pwexpire.management.console import Console
-from pwexpire.management.listing import list_sessions, why_unlisted
 from pwexpire.management.selectors import find_user
+from pwexpire.models import SessionEntry
+from pwexpire.services.index import uses_index
+from pwexpire.services.selection import CHUNK
+from pwexpire.sessionstore.base import SessionAdapter, StoredSession, shorten
+from pwexpire.sessionstore.registry import get_adapter
 
 
 def add(verb: Callable[..., ArgumentParser]) -> None:
@@ -24,7 +29,38 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
 def run(options: dict[str, Any], console: Console) -> Any:
     if options["limit"] is not None and options["limit"] < 0:
         raise CommandError("--limit must be 0 or more.")
-    if (reason := why_unlisted()) is not None:
-        console.notice(reason)
-    user = find_user(options["user"])
-    return islice(list_sessions(user, flagged=options["flagged"]), options["limit"])
+    adapter, user = get_adapter(), find_user(options["user"])
+    if adapter.supports_enumerate:
+        stored = adapter.sessions()
+    elif uses_index(adapter):
+        stored = _read_index(adapter)
+    else:
+        console.notice(_explain_unlisted(adapter))
+        return ()
+    owner = None if user is None else user._meta.pk.value_to_string(user)
+    listed = (
+        {
+            "session": shorten(row.key),
+            "user": row.user_id,
+            "flagged": row.flagged,
+            "expires": row.expires,
+        }
+        for row in stored
+        if owner in (None, row.user_id) and (row.flagged or not options["flagged"])
+    )
+    return islice(listed, options["limit"])
+
+
+def _explain_unlisted(adapter: SessionAdapter) -> str:
+    if not adapter.supports_end:
+        return f"The session engine {adapter.name} stores nothing on the server."
+    return f"The session engine {adapter.name} is listed by PWEXPIRE_SESSION_INDEX only: it is off."
+
+
+def _read_index(adapter: SessionAdapter) -> Iterator[StoredSession]:
+    entries = SessionEntry.objects.using(feed.using).order_by("pk")
+    after = ""
+    while chunk := list(entries.filter(pk__gt=after).values_list("pk", flat=True)[:CHUNK]):
+        for key in sorted(adapter.alive(chunk)):
+            yield StoredSession.of(key, dict(adapter.store_class(key).items()), None)
+        after = chunk[-1]
