@@ -11,13 +11,13 @@ from django.contrib.auth import (
     BACKEND_SESSION_KEY,
     HASH_SESSION_KEY,
     SESSION_KEY,
-    get_user_model,
 )
 from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
 
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
 from pwexpire.feed import VerdictKey, View
+from pwexpire.models import is_recorded
 from pwexpire.sessionstore.base import peek
 
 # django-hijack: the primary keys of those who took this session over, the first one's is his own.
@@ -107,7 +107,7 @@ def names_user(session: Any, user: Any) -> bool:
 
 def is_user(user: Any, user_id: str) -> bool:
     """Whether ``user`` is the user of this project whom a session calls ``user_id``."""
-    if not isinstance(user, get_user_model()):
+    if not is_recorded(user):
         return False
     # As login() writes it.
     return bool(user._meta.pk.value_to_string(user) == user_id)

@@ -1,36 +1,37 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from django.apps import apps as global_apps
-from django.contrib.auth import BACKEND_SESSION_KEY, get_user_model
-from django.contrib.auth.hashers import (
-    check_password,
-    get_hasher,
-    identify_hasher,
-    is_password_usable,
-)
+from django.contrib.auth import BACKEND_SESSION_KEY
+from django.contrib.auth.hashers import is_password_usable
 from django.contrib.sessions.backends.base import SessionBase
-from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFault
 from django.db import connections, transaction
 from django.http import HttpRequest
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from pwexpire.cases import names_user
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
-from pwexpire.models import EnforcementState
-from pwexpire.retries import retried, savepoint
+from pwexpire.models import EnforcementState, is_recorded
+from pwexpire.retries import is_conflict, retried, savepoint
 from pwexpire.services.attempts import after_login, renew_attempts
-from pwexpire.services.changes import Way, meet_demands, testify, way_of, witness
-from pwexpire.services.history import keep_old, length_kept, locked_hash, stored_hash
+from pwexpire.services.changes import meet_demands, testify, way_of, witness
+from pwexpire.services.history import forget_old, keep_new, length_kept, rename_kept, seed_history
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.judging import Judgement
+from pwexpire.services.saves import (
+    ATTRIBUTE,
+    PasswordChange,
+    given_password,
+    is_noted,
+    read_change,
+)
 from pwexpire.services.stamps import (
     clear_numbered_flag,
     set_flag,
@@ -41,17 +42,6 @@ from pwexpire.services.status import judge, judge_now, read_counter, take_grace
 from pwexpire.sessionstore.registry import get_adapter
 
 logger = logging.getLogger("pwexpire")
-_PENDING = "_pwexpire_pending"
-_SAVE = "_save_table"
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A new password that is about to be written: the counter before, by whom, and is it new."""
-
-    counter: int
-    real: bool
-    way: Way
 
 
 def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
@@ -145,128 +135,141 @@ def before_user_saved(
     update_fields: Any = None,
     **kwargs: Any,
 ) -> None:
-    """Read the counter before a new password is written, so that a concurrent expiry wins."""
-    if not _is_real_save(instance, using, raw) or instance._state.adding:
+    """Read the password that is there before another one is written, and the counter.
+
+    Before, so that a concurrent expiry wins. Costs nothing where no password is written.
+    """
+    if not _is_real_save(instance, using, raw):
         return
-    for name in (_PENDING, _SAVE):  # left by a save that failed
-        instance.__dict__.pop(name, None)
-    if update_fields is not None and "password" not in update_fields:
+    noted = instance.__dict__.pop(ATTRIBUTE, None)
+    if instance.pk is None or not _may_be_change(instance, noted, update_fields):
+        if is_noted(instance, noted):
+            instance.__dict__[ATTRIBUTE] = noted
         return
     try:
         with savepoint(using=feed.using):
-            if getattr(instance, "_password", None) is not None:
-                look = partial(_look_at_change, instance)
-                instance.__dict__[_PENDING] = retried(look, using=feed.using)
-            elif not is_password_usable(getattr(instance, "password", None)):
-                retried(partial(_look_at_end, instance), using=feed.using)
-            else:
-                retried(partial(_look_at_hash, instance), using=feed.using)
+            change = retried(partial(read_change, instance, noted), using=feed.using)
+            if change is not None:
+                instance.__dict__[ATTRIBUTE] = change
+                _prepare(instance, change, written=_writes_password(update_fields))
     except (DatabaseFault, EnforcementUnavailable) as error:
-        logger.error("A password change could not be prepared: %s", error)
+        logger.error("A password change could not be prepared: %s", first_line(error))
 
 
 def _is_real_save(instance: Any, using: str, raw: bool) -> bool:
     """Whether a user is written to the users' own database, and not loaded from a fixture."""
-    return not raw and using == feed.using and _is_of_users(instance)
+    return not raw and is_recorded(instance) and using == feed.using
 
 
-def _is_of_users(instance: Any) -> bool:
-    try:
-        return isinstance(instance, get_user_model())
-    except ImproperlyConfigured:  # a test case with ``available_apps`` that leave the users out
-        return False
+def _writes_password(update_fields: Any) -> bool:
+    return update_fields is None or "password" in update_fields
 
 
-def _look_at_change(user: Any) -> Pending:
-    counter, way = read_counter(), way_of(user)
-    keeps = length_kept(user) > 0
-    old = stored_hash(user)
-    if keeps:
-        user.__dict__[_SAVE] = partial(_save_and_keep, user, old)
-    return Pending(counter, not check_password(user._password, old), way)
+def _may_be_change(user: Any, noted: PasswordChange | None, update_fields: Any) -> bool:
+    """Whether the stored password has to be looked at; asks the database nothing.
 
-
-def _look_at_end(user: Any) -> None:
-    """A password that goes without another in its place may be wanted back as well."""
-    if length_kept(user) and is_password_usable(stored_hash(user)):
-        user.__dict__[_SAVE] = partial(_save_and_keep, user, "")
-
-
-def _save_and_keep(user: Any, seen: str, *args: Any, **kwargs: Any) -> Any:
-    """Stands in for one call of ``Model._save_table``, which writes the row.
-
-    No signal is sent inside the transaction of that statement, and only there it is certain which
-    hash it replaces: of two changes at the same time each keeps what it took away. ``seen``: the
-    hash with which the new password was compared before the row was locked.
+    A hash that came without its password is looked at where that makes a difference: Django saves
+    that of an upgraded hasher alone, and a demand makes a warning due.
     """
-    del user.__dict__[_SAVE]
-    with transaction.atomic(using=feed.using):
-        old = locked_hash(user)
-        pending: Pending | None = user.__dict__.get(_PENDING)
-        if pending is not None and old != seen:
-            pending = replace(pending, real=not check_password(user._password, old))
-            user.__dict__[_PENDING] = pending
-        saved = user._save_table(*args, **kwargs)
-        if pending is None or pending.real:
-            try:
-                with transaction.atomic(using=feed.using):
-                    keep_old(user, old)
-            except DatabaseFault as error:  # its details may have the hash
-                said = str(error).partition("\n")[0]
-                logger.error("An old password could not be kept: %s", said)
-        return saved
-
-
-def _look_at_hash(user: Any) -> None:
-    """A hash that came without its password: an upgrade of the hasher, or a change in disguise."""
-    if not _held_here() and not feed.view(feed.scope()).demand(str(user.pk)):
-        return
-    old = stored_hash(user)
-    if old == user.password or not is_password_usable(user.password):
-        return
-    preferred, hasher = get_hasher(), _find_hasher(old)
-    if hasher and (hasher.algorithm != preferred.algorithm or hasher.must_update(old)):
-        testify(user, real=False)
-        return
-    if not judge(user).demand:
-        return
-    logger.warning(
-        "The password hash of user %s was replaced without set_password() while a change is "
-        "demanded: call pwexpire.services.record_password_change(user).",
-        user.pk,
-    )
-
-
-def _find_hasher(encoded: str) -> Any:
-    """The hasher that made ``encoded``; ``None`` if it is none of the site's any more."""
-    try:
-        return identify_hasher(encoded) if is_password_usable(encoded) else None
-    except ValueError:
-        return None
-
-
-def _held_here() -> bool:
+    if given_password(user) is not None:
+        return True
+    if not _writes_password(update_fields):
+        return False
+    if is_noted(user, noted):
+        return True
+    if user._state.adding:
+        return False
+    if not is_password_usable(user.password):
+        return length_kept(user) > 0
+    if update_fields is not None and length_kept(user):
+        return True
     current = witness.get()
-    return current is not None and current.held
+    held = current is not None and current.held
+    return held or bool(feed.view(feed.scope()).demand(str(user.pk)))
+
+
+def _prepare(user: Any, change: PasswordChange, *, written: bool) -> None:
+    if change.before == change.after or not written:
+        return
+    if change.real or not is_password_usable(change.after):
+        if length_kept(user):
+            seed_history(user, present=change.before, newest=change.newest_kept)
+    elif change.real is None and not change.is_upgrade and judge(user).demand:
+        logger.warning(
+            "The password hash of user %s was replaced without set_password() while a change is "
+            "demanded: call pwexpire.services.record_password_change(user).",
+            user.pk,
+        )
 
 
 def after_user_saved(
-    sender: Any, instance: Any, created: bool, using: str, raw: bool = False, **kwargs: Any
+    sender: Any,
+    instance: Any,
+    created: bool,
+    using: str,
+    raw: bool = False,
+    update_fields: Any = None,
+    **kwargs: Any,
 ) -> None:
+    """Record what was written."""
     if not _is_real_save(instance, using, raw):
         return
-    pending: Pending | None = instance.__dict__.pop(_PENDING, None)
+    change: PasswordChange | None = None
+    if _writes_password(update_fields):
+        change = instance.__dict__.pop(ATTRIBUTE, None)
+    if not created and change is None:
+        return
     try:
         with savepoint(using=feed.using):
             if created:
                 number, way = read_counter(), way_of(instance)
                 meet_demands(instance, number=number, created=True, way=way)
-            elif pending is not None:
-                testify(instance, real=pending.real)
-                if pending.real:
-                    meet_demands(instance, number=pending.counter, way=pending.way)
+            elif change is not None:
+                _follow_up_save(instance, change)
     except DatabaseFault as error:
-        logger.error("A password change could not be recorded: %s", error)
+        logger.error("A password change could not be recorded: %s", first_line(error))
+
+
+def _follow_up_save(user: Any, change: PasswordChange) -> None:
+    if change.real:
+        _record(user, change)
+    elif change.newest_kept is not None and (change.is_upgrade or change.real is False):
+        rename_kept(user, before=change.before, after=change.after)
+
+
+def _record(user: Any, change: PasswordChange) -> None:
+    testify(user, real=True)
+    keep = None
+    if length_kept(user):
+        keep = partial(_keep_password, user, change, given_password(user))
+    elif change.newest_kept is not None:
+        keep = partial(forget_old, user)
+    if keep is not None and transaction.get_connection(feed.using).in_atomic_block:
+        keep()  # in the transaction of the save, which may be rolled back
+        keep = None
+    meet_demands(
+        user,
+        number=change.counter,
+        way=change.way,
+        nothing_open=change.nothing_open,
+        keep=keep,
+    )
+
+
+@sensitive_variables()
+def _keep_password(user: Any, change: PasswordChange, given: str | None) -> None:
+    try:
+        with transaction.atomic(using=feed.using):
+            keep_new(user, before=change.before, after=change.after, given=given)
+    except DatabaseFault as error:
+        if is_conflict(error):
+            raise
+        logger.error("An old password could not be kept: %s", first_line(error))
+
+
+def first_line(error: Exception) -> str:
+    """Return what a fault says without its details, which may have the hash."""
+    return str(error).partition("\n")[0]
 
 
 def after_migrate(sender: Any, using: str, apps: Any = global_apps, **kwargs: Any) -> None:

@@ -65,9 +65,9 @@ class PasswordHistoryValidator(KeepsHistory):
         if not _is_saved(user) or not may_hear_of_old(user):
             return
         _refuse_too_young(user)
-        _refuse_current(password, user)
+        present = _refuse_current(password, user)
         length = policy_of(user).history if self.length is None else self.length
-        for encoded in old_hashes(user, length):
+        for encoded in old_hashes(user, length, present=present):
             if check_password(password, encoded):
                 raise ValidationError(
                     _one_of_the_last(length), code="password_reused", params={"length": length}
@@ -112,14 +112,16 @@ def _is_saved(user: Any) -> bool:
     return isinstance(user, get_user_model()) and user.pk is not None and not user._state.adding
 
 
-def _refuse_current(password: str, user: Any) -> None:
-    """The stored one: on ``user`` there may be a newer one already, that is not saved."""
-    if check_password(password, stored_hash(user)):
+def _refuse_current(password: str, user: Any) -> str:
+    """Compare with the stored hash, and return it: on ``user`` a newer one may be already set."""
+    present = stored_hash(user)
+    if check_password(password, present):
         raise ValidationError(
             _("The new password must not be the one that you have now."),
             code="password_reused",
             params={"length": 0},
         )
+    return present
 
 
 def _refuse_too_young(user: Any) -> None:

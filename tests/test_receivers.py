@@ -65,7 +65,7 @@ def test_a_login_under_atomic_requests(alice, client, monkeypatch):
 
 def test_faults_while_saving_a_user_are_logged(alice, caplog):
     alice.set_password(NEW)
-    with mock.patch.object(receivers, "read_counter", side_effect=DOWN):
+    with mock.patch.object(receivers, "read_change", side_effect=DOWN):
         alice.save()
     alice.set_password(OLD)
     with mock.patch.object(receivers, "meet_demands", side_effect=DOWN):

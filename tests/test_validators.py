@@ -65,8 +65,9 @@ def save(user, *passwords):
 
 
 def kept(user):
-    """The letters of the old passwords, the oldest first."""
-    rows = OldPassword.objects.filter(user=user.pk).order_by("pk")
+    """The letters of the passwords before the present one, the oldest first."""
+    present = reload(user).password
+    rows = OldPassword.objects.filter(user=user.pk).exclude(encoded=present).order_by("pk")
     names = dict(zip("ABCDE", (A, B, C, D, E), strict=True))
     found = ""
     for row in rows:
@@ -276,12 +277,13 @@ def test_hashes_of_several_hashers(alice, client, length, settings):
     assert first.startswith("md5$")
     save(alice, B)
     settings.PASSWORD_HASHERS = settings.PASSWORD_HASHERS[::-1]
-    assert OldPassword.objects.get().encoded == first
+    assert OldPassword.objects.earliest("pk").encoded == first
     assert codes(A, alice) and codes(B, alice)
     client.post("/accounts/login/", {"username": "alice", "password": B})
     upgraded = reload(alice).password
     save(alice, C)
-    assert upgraded.startswith("pbkdf2") and OldPassword.objects.filter(encoded=upgraded).exists()
+    assert upgraded.startswith("pbkdf2") and kept(alice) == "AB"[-length:]
+    assert OldPassword.objects.filter(encoded=upgraded).exists()
     settings.PASSWORD_HASHERS = settings.PASSWORD_HASHERS[:1]  # MD5 is known no more
     assert codes(B, alice) and not codes(A, alice)
 
@@ -309,7 +311,7 @@ def test_a_password_that_was_taken_away_does_not_come_back(alice, settings, coun
 
 def test_a_fault_keeps_nobody_from_changing(alice, length, caplog):
     services.expire_passwords(alice)
-    with mock.patch("pwexpire.receivers.keep_old", side_effect=OperationalError("down\nsecret")):
+    with mock.patch("pwexpire.receivers.keep_new", side_effect=OperationalError("down\nsecret")):
         save(alice, B)
     assert "could not be kept: down" in caplog.text and "secret" not in caplog.text
     assert reload(alice).check_password(B) and not services.password_status(alice).must_change
@@ -346,9 +348,9 @@ def test_a_change_behind_djangos_back(alice, length):
     save(alice, B)
     get_user_model().objects.filter(pk=alice.pk).update(password=make_password(C))
     services.record_password_change(reload(alice))
-    assert kept(alice) == "A"  # B is not known
+    assert kept(alice) == "AB"[-length - 1 :]
     save(alice, D)
-    assert kept(alice) == "AC"[-length:]
+    assert kept(alice) == "ABC"[-length:]
 
 
 def test_a_hash_that_was_put_back_takes_one_place(alice, settings):
@@ -357,7 +359,7 @@ def test_a_hash_that_was_put_back_takes_one_place(alice, settings):
     save(alice, B)
     get_user_model().objects.filter(pk=alice.pk).update(password=first)
     save(alice, C)
-    assert kept(alice) == "A"
+    assert kept(alice) == "BA"
 
 
 # Shorter policies.
@@ -389,10 +391,10 @@ def test_prune_history(users, settings, chunk):
     assert prune_history(chunk) == 4 and prune_history(chunk) == 0
     assert [kept(user) for user in people] == ["CD", "BC", "BC", "BC"]
     use(settings, policy=lambda user: Policy(history=int(user.pk == people[1].pk)))
-    assert prune_history(chunk) == 7
+    assert prune_history(chunk) == 10
     assert [kept(user) for user in people] == ["", "C", "", ""]
     use(settings)
-    assert prune_history() == 1 and not OldPassword.objects.exists()
+    assert prune_history() == 2 and not OldPassword.objects.exists()
 
 
 def test_prune_history_asks_in_chunks(users, settings, count_queries):

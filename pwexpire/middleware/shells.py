@@ -14,7 +14,7 @@ from pwexpire.feed import feed
 from pwexpire.middleware.departure import Departure
 from pwexpire.middleware.enforcement import Answer
 from pwexpire.services.attempts import wrong_old_password
-from pwexpire.services.changes import Witness, witness
+from pwexpire.services.changes import Witness, note_server, witness
 
 GetResponse = Callable[[HttpRequest], Any]
 
@@ -32,6 +32,7 @@ class PasswordExpiryMiddleware(Departure):
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
+        note_server()
         self.is_async = iscoroutinefunction(get_response)
         # Django asks the bound method whether it is a coroutine function, and else hops threads.
         self.process_view: Callable[..., Any] = self._process_view_sync

@@ -25,6 +25,7 @@ from pwexpire.feed import feed
 from pwexpire.models import Demand, ExpiryBatch, PasswordRecord, Reason
 from pwexpire.retries import in_transaction, savepoint
 from pwexpire.services.batches import end_sessions, expire_passwords
+from pwexpire.services.changes import NO_LOCKOUTS
 from pwexpire.services.status import judge
 from pwexpire.sessionstore.registry import get_adapter
 
@@ -32,13 +33,6 @@ logger = logging.getLogger("pwexpire")
 
 # What a listener of user_login_failed may need to tell clients apart; no cookie, no query, no body.
 REPORTED_META = ("REMOTE_ADDR", "HTTP_X_FORWARDED_FOR", "HTTP_USER_AGENT", "HTTP_ACCEPT")
-# What is known of the lockouts of a user without any; a real change leads back to it.
-NO_LOCKOUTS: dict[str, Any] = {
-    "lockouts": 0,
-    "lockouts_since": None,
-    "lockout_at": None,
-    "lockout_address": None,
-}
 # How a batch says whose it was, after his demand is met and gone.
 SELECTED = "user "
 PAGE = 1_000

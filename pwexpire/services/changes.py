@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_permission_codename, get_user_model
@@ -18,7 +21,7 @@ from django.views.decorators.debug import sensitive_variables
 from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord, Require
-from pwexpire.retries import in_transaction
+from pwexpire.retries import in_transaction, retried
 from pwexpire.services.cancellations import close_demands
 from pwexpire.services.history import forget_old, stored_hash
 from pwexpire.services.judging import weigh
@@ -47,6 +50,20 @@ def testify(user: Any, *, real: bool) -> None:
 witness: ContextVar[Witness | None] = ContextVar("pwexpire_witness", default=None)
 
 
+_serves_requests = False
+
+
+def note_server() -> None:
+    """Note that this process serves requests, so that its threads are taken for theirs."""
+    global _serves_requests
+    _serves_requests = True
+
+
+def _is_in_thread_of_server() -> bool:
+    # A request has a context, which a new thread does not copy. A command is the main thread.
+    return _serves_requests and threading.current_thread() is not threading.main_thread()
+
+
 class Way(Enum):
     """By whom a password is chosen; the value is what such a change does not meet."""
 
@@ -60,28 +77,46 @@ def way_of(user: Any) -> Way:
 
     ``OTHER``: by an administrator, or by a command. ``OWN``: in a session of the user, where the
     old password was enough. ``LINK``: whoever has a reset link in his hands, or signs up, is taken
-    for the user, whatever account the browser is logged in to.
+    for the user, whatever account the browser is logged in to. A thread that a view started knows
+    of no request, so nobody knows who is at it: that counts as ``OWN``, which satisfies the least.
     """
     current = witness.get()
     if current is None:
-        return Way.OTHER
+        return Way.OWN if _is_in_thread_of_server() else Way.OTHER
     request = current.request
     actor = getattr(request, "user", None)
     if request is None or actor is None or not actor.is_authenticated:
         return Way.LINK
-    from django.contrib.auth.views import PasswordResetConfirmView  # needs the user model
-
-    view = getattr(getattr(request.resolver_match, "func", None), "view_class", None)
-    if isinstance(view, type) and issubclass(view, PasswordResetConfirmView):
+    if _is_reset_by_link(request):
         return Way.LINK
     if actor.pk == user.pk:
         return Way.OWN
+    return Way.OTHER if _may_change_users(actor) else Way.LINK
+
+
+def _is_reset_by_link(request: HttpRequest) -> bool:
+    from django.contrib.auth.views import PasswordResetConfirmView  # needs the user model
+
+    view = getattr(getattr(request.resolver_match, "func", None), "view_class", None)
+    return isinstance(view, type) and issubclass(view, PasswordResetConfirmView)
+
+
+def _may_change_users(actor: Any) -> bool:
     if getattr(actor, "is_staff", False):
-        return Way.OTHER
+        return True
     meta = get_user_model()._meta
     may = getattr(actor, "has_perm", None)
     code = f"{meta.app_label}.{get_permission_codename('change', meta)}"
-    return Way.OTHER if may is not None and may(code) else Way.LINK
+    return may is not None and bool(may(code))
+
+
+# What is known of the lockouts of a user without any; a real change leads back to it.
+NO_LOCKOUTS: dict[str, Any] = {
+    "lockouts": 0,
+    "lockouts_since": None,
+    "lockout_at": None,
+    "lockout_address": None,
+}
 
 
 # What the field for the present password is called by Django, allauth and others.
@@ -128,62 +163,94 @@ def record_password_change(user: Any) -> None:
     check_saved(user)
     testify(user, real=True)
     number = read_counter()
-    meet_demands(user, number=number, way=Way.LINK)
+    meet_demands(user, number=number, way=Way.LINK, keep=partial(forget_old, user))
 
 
-def _is_still_aged(user: Any, record: PasswordRecord, way: Way) -> bool:
+def _is_still_aged(user: Any, way: Way) -> bool:
     """Whether the password aged out, and a change made this way does not satisfy the policy."""
     if conf.policy is None or not way.value or not conf.refuses_logins:
         return False
-    judged = weigh(read_rules(), user, record, demand=0, find_open=lambda policy: None)
+    record = PasswordRecord.objects.using(feed.using).filter(pk=user.pk).first()
+    judged = weigh(
+        read_rules(),
+        user,
+        record or PasswordRecord(user_id=user.pk),
+        demand=0,
+        find_open=lambda policy: None,
+    )
     return judged.aged and judged.chosen.policy.require in way.value
 
 
-def meet_demands(user: Any, *, number: int, created: bool = False, way: Way = Way.OTHER) -> None:
+def meet_demands(
+    user: Any,
+    *,
+    number: int,
+    created: bool = False,
+    way: Way = Way.OTHER,
+    nothing_open: bool = False,
+    keep: Callable[[], None] | None = None,
+) -> None:
     """``number``: the counter as it was before the new password was written.
 
     A password that somebody else chose is one that the policy may want changed at once.
+    ``nothing_open``: no demand up to ``number`` was. ``keep``: what is written with the record.
     """
     given = way is Way.OTHER and user.has_usable_password()
-    by = _actor_of_the_request(user) if given else None
+    by = actor_of_request(user) if given else None
 
     def write() -> None:
         now = timezone.now()
-        records = PasswordRecord.objects.using(feed.using)
-        record, _ = records.get_or_create(user_id=user.pk)
-        upto = number
-        values: dict[str, Any] = {"given_new": created}
+        upto = number if created or nothing_open else _satisfied_by(user, number, way)
+        values: dict[str, Any] = {
+            "given_at": now if given else None,
+            "given_by_id": by,
+            "given_new": created,
+        }
         # Else the age goes on from the date that it was counted from.
-        if created or not _is_still_aged(user, record, way):
+        if created or not _is_still_aged(user, way):
             values |= {"changed_at": now, "assumed": False, "grace_used": 0}
         if not created:
-            values |= {"renewed_at": now, "failed_changes": 0}
-            values |= {"lockouts": 0, "lockouts_since": None}
-            values |= {"lockout_at": None, "lockout_address": None}
-            unmet = lowest_open(user, way.value)
-            if unmet is not None:
-                upto = min(number, unmet - 1)
-        records.filter(pk=user.pk).update(
-            satisfied=Greatest("satisfied", upto),
-            given_at=now if given else None,
-            given_by=by,
-            **values,
-        )
-        if not created:
+            values |= {"renewed_at": now, "failed_changes": 0, **NO_LOCKOUTS}
+        _write_record(user, upto, values, is_new=created)
+        # The record's row is locked now: of two changes at once, one keeps its password first.
+        if keep is not None:
+            keep()
+        if not (created or nothing_open):
             close_demands([user.pk], upto=upto)
-            forget_old(user)
 
     def work() -> None:
-        in_transaction(write, using=feed.using)
+        # One statement needs no transaction.
+        run = retried if nothing_open and keep is None else in_transaction
+        run(write, using=feed.using)
         if not created:
             password_changed.send_robust(sender=type(user), user=user)
 
-    # What fails after the caller's commit must not look like a failure of his.
+    # What fails after the caller's commit must not look like a failure of theirs.
     robust = transaction.get_connection(feed.using).in_atomic_block
     transaction.on_commit(work, using=feed.using, robust=robust)
 
 
-def _actor_of_the_request(user: Any) -> Any:
+def _satisfied_by(user: Any, number: int, way: Way) -> int:
+    """Return up to which number a change satisfies the demands: short of one that it cannot."""
+    unmet = lowest_open(user, way.value)
+    return number if unmet is None else min(number, unmet - 1)
+
+
+def _write_record(user: Any, satisfied: int, values: dict[str, Any], *, is_new: bool) -> None:
+    records = PasswordRecord.objects.using(feed.using)
+    mine = records.filter(pk=user.pk)
+    if is_new:
+        first = {**values, "satisfied": satisfied}
+        if records.get_or_create(user_id=user.pk, defaults=first)[1]:
+            return
+    more = partial(mine.update, satisfied=Greatest("satisfied", satisfied), **values)
+    if not more():
+        records.get_or_create(user_id=user.pk)
+        more()
+
+
+def actor_of_request(user: Any) -> Any:
+    """Return the primary key of who changes the password of ``user``, if it is somebody else."""
     current = witness.get()
     actor = getattr(current.request, "user", None) if current is not None else None
     return actor.pk if actor is not None and actor.pk != user.pk else None

@@ -1,20 +1,25 @@
-"""The passwords that were, as the hashes that the site's hashers made of them."""
+"""The passwords of each user, as the hashes that the site's hashers made of them.
+
+A password is added when it is set, so the newest row is the present one, and a race of two changes
+loses none. As many as the longest policy asks for are kept before it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
-from django.contrib.auth.hashers import is_password_usable
+from django.contrib.auth.hashers import check_password, is_password_usable
 from django.contrib.auth.password_validation import get_default_password_validators
-from django.db import connections
-from django.db.models import Count
+from django.db.models import Count, QuerySet
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
-from pwexpire.models import OldPassword
+from pwexpire.models import OldPassword, PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.retries import in_transaction
 from pwexpire.services.selection import CHUNK, all_users
@@ -56,45 +61,99 @@ def _length_of(user: Any) -> int:
     return policy_for(user).policy.history if policy_for is not None else 0
 
 
+def places(length: int) -> int:
+    """How many hashes are kept for ``length`` old passwords: the present one is there as well."""
+    return length + 1 if length else 0
+
+
 def stored_hash(user: Any) -> str:
     users = all_users().filter(pk=user.pk)
     return users.values_list("password", flat=True).first() or "!"
 
 
-def locked_hash(user: Any) -> str:
-    """The same, and nobody else replaces it until the end of the transaction that this is in."""
-    no_key = connections[feed.using].features.has_select_for_no_key_update
-    users = all_users().select_for_update(no_key=no_key).filter(pk=user.pk)
-    return users.values_list("password", flat=True).first() or "!"
+def seed_history(user: Any, *, present: str, newest: str | None) -> None:
+    """Make the present password the newest of the history, where it is not.
 
-
-def keep_old(user: Any, old: str) -> None:
-    """Store the hash that was, and remove what is beyond the length.
-
-    Called in the transaction that replaces it, with the user's row locked.
+    It comes from before the history, or nobody saw it being set. Called before the save: what is
+    there then is a fact, whatever becomes of the save or of another one at the same time.
     """
-    if not is_password_usable(old):
+    if newest == present or not is_password_usable(present):
         return
-    rows = OldPassword.objects.using(feed.using).filter(user_id=user.pk)
-    rows.filter(encoded=old).delete()  # put back behind Django's back
-    rows.create(user_id=user.pk, encoded=old, created_at=timezone.now())
-    newest = rows.order_by("-pk").values_list("pk", flat=True)
-    beyond = list(newest[length_kept(user) :])
+    rows = _rows_of(user.pk)
+    rows.filter(encoded=present).delete()
+    rows.create(user_id=user.pk, encoded=present, created_at=timezone.now())
+
+
+@sensitive_variables()
+def keep_new(user: Any, *, before: str, after: str, given: str | None) -> None:
+    """Add the password that was just set, and remove what is beyond the length.
+
+    ``before``: what it took the place of, ``given``: the password itself. Where another process
+    saved in between, nothing is lost: each adds its own. A form that was sent twice sets the same
+    password, which takes one place.
+    """
+    rows, present = _rows_of(user.pk), stored_hash(user)
+    if present != after and _is_of(given, present):
+        after = present  # sent twice, and the other hash was written last
+    newest, beyond = _read_newest(rows)
+    if after not in newest:
+        meanwhile = takewhile(lambda encoded: encoded != before, newest)
+        same = next((encoded for encoded in meanwhile if _is_of(given, encoded)), None)
+        if same is None:
+            rows.create(user_id=user.pk, encoded=after, created_at=timezone.now())
+            newest = {after: 0, **newest}
+        elif after == present:
+            rows.filter(encoded=same).update(encoded=after)
+    beyond += list(newest.values())[places(length_kept(user)) :]
     if beyond:
         rows.filter(pk__in=beyond).delete()
+
+
+def _is_of(given: str | None, encoded: str) -> bool:
+    return given is not None and check_password(given, encoded)
+
+
+def _read_newest(rows: QuerySet[OldPassword]) -> tuple[dict[str, int], list[int]]:
+    """Return hash -> primary key, the newest first, and the rows of hashes that are there twice.
+
+    Two processes may have added the same one: one found it stored, the other set it.
+    """
+    newest: dict[str, int] = {}
+    twice = []
+    for pk, encoded in rows.order_by("-pk").values_list("pk", "encoded"):
+        if newest.setdefault(encoded, pk) != pk:
+            twice.append(pk)
+    return newest, twice
+
+
+def rename_kept(user: Any, *, before: str, after: str) -> None:
+    """Note that the same password has another hash now; it keeps its place."""
+
+    def rename() -> None:
+        # Locked, so that a change that is about to add the hash before has done so.
+        records = PasswordRecord.objects.using(feed.using).select_for_update()
+        records.filter(pk=user.pk).first()
+        _rows_of(user.pk).filter(encoded=before).update(encoded=after)
+
+    in_transaction(rename, using=feed.using)
+
+
+def _rows_of(pk: Any) -> QuerySet[OldPassword]:
+    return OldPassword.objects.using(feed.using).filter(user_id=pk)
 
 
 def forget_old(user: Any) -> None:
     """Where none is wanted any more, none stays."""
     if not length_kept(user):
-        OldPassword.objects.using(feed.using).filter(user_id=user.pk).delete()
+        _rows_of(user.pk).delete()
 
 
-def old_hashes(user: Any, length: int) -> list[str]:
-    """The last ``length`` of them, the newest first."""
-    rows = OldPassword.objects.using(feed.using).filter(user_id=user.pk)
-    newest = rows.order_by("-pk").values_list("encoded", flat=True)
-    return list(newest[:length]) if length else []
+def old_hashes(user: Any, length: int, *, present: str) -> list[str]:
+    """Return the last ``length`` passwords before the ``present`` one, the newest first."""
+    if not length:
+        return []
+    newest = _rows_of(user.pk).exclude(encoded=present).order_by("-pk")
+    return list(dict.fromkeys(newest.values_list("encoded", flat=True)))[:length]
 
 
 def prune_history(chunk: int = CHUNK) -> int:
@@ -110,7 +169,7 @@ def prune_history(chunk: int = CHUNK) -> int:
         newest = rows.order_by("user_id", "-pk").values_list("pk", "user_id")
         for pk, user_id in newest:
             seen[user_id] += 1
-            if seen[user_id] > lengths[user_id]:
+            if seen[user_id] > places(lengths[user_id]):
                 beyond.append(pk)
         for start in range(0, len(beyond), CHUNK):
             removed += _remove(beyond[start : start + CHUNK])
@@ -124,7 +183,7 @@ def _too_many(chunk: int) -> Iterator[dict[Any, int]]:
         OldPassword.objects.using(feed.using)
         .values("user_id")
         .annotate(rows=Count("pk"))
-        .filter(rows__gt=for_all)
+        .filter(rows__gt=places(for_all))
         .order_by("user_id")
         .values_list("user_id", flat=True)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -140,7 +140,7 @@ class Rules:
 
     def assumed_change(self, user: Any) -> datetime:
         """A change that nobody saw counts from the day pwexpire came, or the user joined."""
-        joined: datetime | None = getattr(user, "date_joined", None) if self.assume_joined else None
+        joined = self._joined_at(user) if self.assume_joined else None
         return joined or self.came
 
     def imported(self, user: Any) -> datetime | None:
@@ -148,8 +148,15 @@ class Rules:
 
         Whoever is saved after pwexpire came has a record with a change in it.
         """
-        joined: datetime | None = getattr(user, "date_joined", None)
+        joined = self._joined_at(user)
         return joined if joined is not None and joined > self.came else None
+
+    def _joined_at(self, user: Any) -> datetime | None:
+        """A user model of a site's own may know the day only: it counts from its beginning."""
+        joined = getattr(user, "date_joined", None)
+        if isinstance(joined, date) and not isinstance(joined, datetime):
+            joined = datetime.combine(joined, time.min, self.now.tzinfo)
+        return joined if isinstance(joined, datetime) else None
 
 
 def weigh(

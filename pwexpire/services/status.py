@@ -25,6 +25,7 @@ from pwexpire.models import (
     PasswordRecord,
     Require,
     SessionAction,
+    is_recorded,
 )
 from pwexpire.policy import Policy
 from pwexpire.retries import retried
@@ -131,6 +132,8 @@ def read_rules() -> Rules:
 
 def judge(user: Any) -> Judgement:
     """One query; more if something is demanded, or for the day pwexpire came."""
+    if not is_recorded(user):
+        return Judgement()
     mine = active_demands(user=OuterRef("pk")).order_by("-batch__number").values("batch__number")
     everyone = _on_everyone(OuterRef(OuterRef("pk"))).order_by("-number").values("number")
     ending = SessionAction.END

@@ -1,0 +1,134 @@
+"""One notion of a change: what a save of a user writes in place of which password, and by whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.contrib.auth.hashers import (
+    check_password,
+    get_hasher,
+    identify_hasher,
+    is_password_usable,
+)
+from django.db.models import Exists, OuterRef, Subquery
+from django.db.models.functions import Coalesce
+from django.views.decorators.debug import sensitive_variables
+
+from pwexpire.feed import feed
+from pwexpire.models import EnforcementState, OldPassword
+from pwexpire.services.changes import Way, actor_of_request, way_of
+from pwexpire.services.selection import all_users
+from pwexpire.services.status import active_batches, active_demands
+
+# Where a change is kept between the two signals of its save: with the user who is saved.
+ATTRIBUTE = "_pwexpire_change"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordChange:
+    """A hash that a save writes, or will write, in place of another.
+
+    ``before`` and ``after``: the hashes. ``user_id``: whose they are, ``using``: in which database.
+    ``way`` and ``actor``: by whom. ``real``: whether it is another password; ``None`` where nobody
+    knows, which counts as no change. ``counter``: the highest number of a demand at the moment at
+    which ``before`` was stored. ``nothing_open``: no demand was open then.
+    ``newest_kept``: the newest hash in the history, ``None`` if it is empty.
+    """
+
+    user_id: Any
+    using: str
+    before: str = field(repr=False)
+    after: str = field(repr=False)
+    way: Way
+    actor: Any
+    real: bool | None
+    counter: int
+    nothing_open: bool
+    newest_kept: str | None = field(repr=False)
+
+    @property
+    def is_upgrade(self) -> bool:
+        """Whether a hash of an older hasher, or of fewer rounds, is replaced without a password."""
+        if self.real is not None or not is_password_usable(self.after):
+            return False
+        preferred, hasher = get_hasher(), find_hasher(self.before)
+        return hasher is not None and (
+            hasher.algorithm != preferred.algorithm or hasher.must_update(self.before)
+        )
+
+
+def given_password(user: Any) -> str | None:
+    """Return the password that ``set_password`` was called with, until the user is saved.
+
+    Django keeps it there for the validators' ``password_changed``. A hash alone cannot say whether
+    it is of the same password; everything else is decided without it.
+    """
+    given: str | None = getattr(user, "_password", None)
+    return given if given is not None and is_password_usable(user.password) else None
+
+
+@sensitive_variables()
+def read_change(user: Any, noted: PasswordChange | None = None) -> PasswordChange | None:
+    """Compare the password of ``user`` with the stored one; one query.
+
+    ``noted``: what was found at an earlier save, which did not write the password. Returns ``None``
+    for a user who is not stored. To be called before the user is saved: an expiry that comes
+    later has a number above ``counter``, so this change does not satisfy it.
+    """
+    counter = EnforcementState.objects.using(feed.using).values("counter")
+    kept = OldPassword.objects.using(feed.using).filter(user=OuterRef("pk")).order_by("-pk")
+    satisfied = Coalesce(OuterRef("pwexpire_record__satisfied"), 0)
+    everyone = active_batches().filter(everyone=True, number__gt=satisfied)
+    row = (
+        all_users()
+        .filter(pk=user.pk)
+        .values_list(
+            "password",
+            Subquery(counter[:1]),
+            Exists(active_demands(user=OuterRef("pk"))),
+            Exists(everyone),
+            Subquery(kept.values("encoded")[:1]),
+        )
+        .first()
+    )
+    if row is None:
+        return None
+    before, number, is_demanded, is_demanded_of_all, newest = row
+    return PasswordChange(
+        user_id=user.pk,
+        using=feed.using,
+        before=before,
+        after=user.password,
+        way=way_of(user),
+        actor=actor_of_request(user),
+        real=_is_real(user, before, noted),
+        counter=number or 0,
+        nothing_open=not (is_demanded or is_demanded_of_all),
+        newest_kept=newest,
+    )
+
+
+@sensitive_variables()
+def _is_real(user: Any, before: str, noted: PasswordChange | None) -> bool | None:
+    given = given_password(user)
+    if before == user.password:
+        return False
+    if given is not None:
+        return not check_password(given, before)
+    if is_noted(user, noted) and noted is not None and noted.before == before:
+        return noted.real
+    return None
+
+
+def is_noted(user: Any, noted: PasswordChange | None) -> bool:
+    """Whether ``noted`` is of the hash that ``user`` has; a copy of a user carries a copy of it."""
+    return noted is not None and (noted.user_id, noted.after) == (user.pk, user.password)
+
+
+def find_hasher(encoded: str) -> Any:
+    """Return the hasher that made ``encoded``; ``None`` if it is none of the site's any more."""
+    try:
+        return identify_hasher(encoded) if is_password_usable(encoded) else None
+    except ValueError:
+        return None

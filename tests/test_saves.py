@@ -1,0 +1,353 @@
+"""What counts as a change: another password, written to the users' own database."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from datetime import timedelta
+from unittest import mock
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.hashers import make_password
+from django.db import connection, transaction
+from django.http import HttpResponse
+from django.test import RequestFactory
+from django.utils import timezone
+
+from pwexpire import services
+from pwexpire.middleware import PasswordExpiryMiddleware
+from pwexpire.models import OldPassword, PasswordRecord, is_recorded
+from pwexpire.policy import Policy
+from pwexpire.services import Require, changes
+from pwexpire.services.changes import Way, Witness, way_of, witness
+from pwexpire.services.saves import ATTRIBUTE
+from tests.factories import UserFactory
+from tests.support import NEW, OLD
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def is_due(user):
+    return services.password_status(user).must_change
+
+
+def stored(user):
+    return get_user_model().objects.get(pk=user.pk)
+
+
+@pytest.fixture
+def due(alice):
+    services.expire_passwords(alice)
+    return alice
+
+
+def test_a_password_that_is_written_by_a_later_save_is_a_change(due):
+    due.set_password(NEW)
+    due.save(update_fields=["is_active"])
+    assert is_due(due) and stored(due).check_password(OLD)
+    due.save()
+    assert not is_due(due) and stored(due).check_password(NEW)
+
+
+def test_the_same_password_that_is_written_by_a_later_save_is_none(due):
+    due.set_password(OLD)
+    due.save(update_fields=["is_active"])
+    due.save()
+    assert is_due(due)
+
+
+def test_what_an_earlier_save_left_behind_is_asked_again(due):
+    """Somebody else set the same password, or another one, before it was written."""
+    due.set_password(NEW)
+    due.save(update_fields=["is_active"])
+    type(due).objects.filter(pk=due.pk).update(password=make_password(NEW))
+    due.save()
+    assert is_due(due)  # nobody knows any more
+
+
+def test_an_expiry_between_the_two_saves_holds(alice):
+    alice.set_password(NEW)
+    alice.save(update_fields=["is_active"])
+    services.expire_passwords(alice)
+    alice.save()
+    assert not is_due(alice), "what was demanded is another password, and it is one"
+    services.expire_passwords(alice)
+    alice.save()
+    assert is_due(alice)
+
+
+def test_a_user_who_was_not_loaded_is_changed_as_well(due):
+    user = get_user_model()(pk=due.pk, username="alice")
+    user.set_password(NEW)
+    user.save()
+    assert not is_due(due)
+    services.expire_passwords(due)
+    user = get_user_model()(pk=due.pk, username="alice")
+    user.set_password(NEW)
+    user.save()
+    assert is_due(due), "the same password"
+
+
+def test_a_new_user_with_a_key_of_their_own_is_no_change(alice):
+    user = get_user_model()(pk=alice.pk + 7, username="new")
+    user.set_password(NEW)
+    with mock.patch("pwexpire.services.changes.password_changed.send_robust") as sent:
+        user.save()
+    assert not sent.called and PasswordRecord.objects.get(pk=user.pk).renewed_at is None
+
+
+def test_a_user_without_a_password_is_saved_with_a_key(db):
+    get_user_model()(pk=70, username="new").save()
+    assert PasswordRecord.objects.filter(pk=70).exists()
+
+
+def test_an_unusable_password_is_no_change(due):
+    due.set_password(NEW)
+    due.set_unusable_password()
+    due.save()
+    get_user_model().objects.filter(pk=due.pk).update(password=make_password(OLD))
+    assert is_due(stored(due))
+
+
+def test_a_copy_of_a_user_whose_save_failed(due, bob):
+    """It carries what was found for the original, and writes its own row."""
+    due.set_password(NEW)
+    due.save(update_fields=["is_active"])
+    other = copy.copy(due)
+    other.pk, other.username = bob.pk, "bob"
+    services.expire_passwords(bob)
+    other.save()
+    assert is_due(due) and stored(due).check_password(OLD)
+    assert is_due(bob)
+
+
+def test_no_hash_is_shown(alice):
+    alice.set_password(NEW)
+    alice.save(update_fields=["is_active"])
+    assert "md5$" not in repr(alice.__dict__[ATTRIBUTE])
+
+
+def test_a_hash_that_is_set_after_all_is_no_change(due):
+    due.set_password(NEW)
+    due.save(update_fields=["is_active"])
+    due.password = make_password(NEW)
+    due.save()
+    assert is_due(due)
+
+
+# Who is at it.
+
+
+def in_thread(work):
+    found = []
+
+    def run():
+        try:
+            found.append(work())
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.fixture
+def command():
+    """A process that serves no requests."""
+    with mock.patch.object(changes, "_serves_requests", False):
+        yield
+
+
+def test_a_thread_of_a_view_is_nobody(alice, rf, command):
+    assert in_thread(lambda: way_of(alice)) is Way.OTHER
+    middleware = PasswordExpiryMiddleware(lambda request: HttpResponse())
+    assert middleware is not None
+    assert in_thread(lambda: way_of(alice)) is Way.OWN
+    assert way_of(alice) is Way.OTHER, "a command, or a test"
+    request = RequestFactory().get("/")
+    token = witness.set(Witness(request=request))
+    assert way_of(alice) is Way.LINK
+    witness.reset(token)
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="a database in memory has one thread")
+def test_what_a_thread_of_a_view_changes_is_no_administrators(alice, command, settings):
+    settings.AUTHENTICATION_BACKENDS = ["pwexpire.backends.PasswordExpiryBackend"]
+    PasswordExpiryMiddleware(lambda request: HttpResponse())
+    services.expire_passwords(alice, require=Require.DENY)
+
+    def change():
+        user = stored(alice)
+        user.set_password(NEW)
+        user.save()
+
+    in_thread(change)
+    assert is_due(alice) and PasswordRecord.objects.get(pk=alice.pk).given_at is None
+
+
+# The history.
+
+
+@pytest.fixture
+def kept(settings):
+    settings.PWEXPIRE_POLICY = Policy(history=2)
+    settings.AUTH_PASSWORD_VALIDATORS = [{"NAME": "pwexpire.validators.PasswordHistoryValidator"}]
+
+    def hashes(user):
+        rows = OldPassword.objects.filter(user=user.pk).order_by("pk")
+        return list(rows.values_list("encoded", flat=True))
+
+    return hashes
+
+
+def test_the_history_has_what_a_password_is(alice, kept):
+    first = alice.password
+    alice.set_password(NEW)
+    alice.save()
+    assert kept(alice) == [first, alice.password]
+
+
+def test_killed_between_the_save_and_the_record(alice, kept):
+    """The demand stays, and the next change finds what the history missed."""
+    services.expire_passwords(alice)
+    first = alice.password
+    alice.set_password(NEW)
+    with mock.patch("pwexpire.receivers._record", side_effect=KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            alice.save()
+    second = stored(alice).password
+    assert is_due(alice) and kept(alice) == [first]
+    user = stored(alice)
+    user.set_password("third-Password-3")
+    user.save()
+    assert not is_due(alice) and kept(alice) == [first, second, user.password]
+
+
+def test_a_history_from_before_has_no_present_password(alice, kept):
+    """As 0.3 left it: only passwords that were replaced."""
+    older = make_password("older-Password-0")
+    OldPassword.objects.create(user=alice, encoded=older, created_at=timezone.now())
+    first = alice.password
+    alice.set_password(NEW)
+    alice.save()
+    assert kept(alice) == [older, first, alice.password]
+
+
+def test_a_hash_that_is_renewed_keeps_its_place(alice, kept, settings):
+    alice.set_password(NEW)
+    alice.save()
+    first, second = kept(alice)
+    alice.set_password(NEW)
+    alice.save()
+    assert kept(alice) == [first, alice.password] != [first, second]
+
+
+def test_a_later_save_is_kept_as_well(alice, kept):
+    first = alice.password
+    alice.set_password(NEW)
+    alice.save(update_fields=["is_active"])
+    assert kept(alice) == []
+    alice.save()
+    assert kept(alice) == [first, alice.password]
+
+
+def test_a_conflict_in_the_history_is_tried_again(alice, kept):
+    from django.db import OperationalError
+
+    from pwexpire.services import history
+
+    keep, failures = history.keep_new, [OperationalError("deadlock detected")]
+
+    def flaky(*args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return keep(*args, **kwargs)
+
+    alice.set_password(NEW)
+    with mock.patch("pwexpire.receivers.keep_new", flaky):
+        alice.save()
+    assert not failures and kept(alice)[-1] == alice.password
+
+
+def test_a_transaction_keeps_it_with_the_save(alice, kept):
+    with transaction.atomic():
+        alice.set_password(NEW)
+        alice.save()
+        assert kept(alice)[-1] == alice.password
+
+
+# Settings and models that lead nowhere fail no save and no login.
+
+
+def test_another_user_model_is_none_of_ours(alice, client, settings):
+    settings.AUTH_USER_MODEL = "testapp.NamedUser"
+    alice.set_password(NEW)
+    alice.save()
+    settings.AUTH_USER_MODEL = "auth.User"
+    client.force_login(alice)
+    settings.AUTH_USER_MODEL = "testapp.NamedUser"
+    from pwexpire.services.status import judge
+
+    assert not judge(alice).held
+
+
+def test_a_user_model_without_passwords_is_none_of_ours(alice, client, monkeypatch):
+    assert is_recorded(alice) and not is_recorded(object())
+    monkeypatch.delattr(AbstractBaseUser, "has_usable_password")
+    alice.save()
+    client.force_login(alice)
+    assert client.get("/").content == b"alice" and "_pwexpire" not in client.session
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        lambda user: None,
+        lambda user: "pci-dss",
+        lambda user: 1 / 0,
+        lambda user: "nowhere",
+        "tests.nowhere",
+    ],
+)
+def test_a_strange_policy_fails_no_save_and_no_login(client, settings, policy):
+    settings.PWEXPIRE_POLICY = policy
+    user = UserFactory(username="carol")
+    user.set_password(NEW)
+    user.save()
+    form = {"username": "carol", "password": NEW}
+    assert client.post("/accounts/login/", form).status_code == 302
+    assert client.get("/").status_code in (200, 302)
+
+
+@pytest.mark.parametrize("name", ["PWEXPIRE_APPLIES_TO", "PWEXPIRE_SECOND_FACTOR"])
+def test_a_predicate_that_raises_fails_no_save_and_no_login(alice, client, settings, name):
+    setattr(settings, name, lambda user: 1 / 0)
+    settings.PWEXPIRE_POLICY = "pci-dss"
+    alice.set_password(NEW)
+    alice.save()
+    form = {"username": "alice", "password": NEW}
+    assert client.post("/accounts/login/", form).status_code == 302
+    assert client.get("/").status_code in (200, 302)
+
+
+def test_a_day_on_which_a_user_joined(alice, client, settings):
+    settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=90), change_on_first_use=True)
+    settings.PWEXPIRE_ASSUME_CHANGED = "joined"
+    PasswordRecord.objects.all().delete()
+    for days, due in [(0, False), (100, True)]:
+        alice.date_joined = timezone.now().date() - timedelta(days=days)
+        assert is_due(alice) is due
+        client.force_login(alice)
+
+
+def test_an_algorithm_that_is_gone(alice, client):
+    services.expire_passwords(alice)
+    get_user_model().objects.filter(pk=alice.pk).update(password="gone$1$salt$hash")
+    user = stored(alice)
+    user.set_password(NEW)
+    user.save()
+    assert not is_due(alice)
