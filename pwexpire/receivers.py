@@ -233,7 +233,7 @@ def after_user_saved(
 def _follow_up_save(user: Any, change: PasswordChange) -> None:
     if change.real:
         _record(user, change)
-    elif change.newest_kept is not None and (change.is_upgrade or change.real is False):
+    elif change.keeps_password and change.newest_kept is not None:
         rename_kept(user, before=change.before, after=change.after)
 
 

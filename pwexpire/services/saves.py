@@ -48,6 +48,11 @@ class PasswordChange:
     newest_kept: str | None = field(repr=False)
 
     @property
+    def keeps_password(self) -> bool:
+        """Whether the hash becomes another one, and the password does not."""
+        return self.before != self.after and (self.real is False or self.is_upgrade)
+
+    @property
     def is_upgrade(self) -> bool:
         """Whether a hash of an older hasher, or of fewer rounds, is replaced without a password."""
         if self.real is not None or not is_password_usable(self.after):
