@@ -7,6 +7,7 @@ EXEMPT_ATTRIBUTE = "password_expiry_exempt"
 PROBLEM_CODE = "password_expired"
 RESET_CODE = "password_reset_required"
 DENIED_CODE = "password_denied"
+ENDED_CODE = "session_ended"
 # Above this many, signals carry no ids and a view of the feed turns to a floor.
 SIGNAL_IDS_MAX = 1_000
 # How a change may be demanded, the mildest first.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -65,6 +65,16 @@ DJOSER_USERS = {"djoser": ("djoser.views.UserViewSet",)}
 DJOSER_ACTIONS = frozenset({"set_password", "reset_password", "reset_password_confirm"})
 
 
+# Views that ask for the present password and that are no subclasses of Django's. Wagtail's account
+# page has it in a field with a prefix, which is empty where something else is changed.
+PACKAGE_CHANGE = {
+    "allauth.account": ("allauth.account.views.PasswordChangeView",),
+    "dj_rest_auth": ("dj_rest_auth.views.PasswordChangeView",),
+    "wagtail.admin": ("wagtail.admin.views.account.AccountView",),
+    **DJOSER_USERS,
+}
+
+
 def is_exempt(view: Callable[..., Any], match: ResolverMatch | None) -> bool:
     """Whether a held session may reach ``view``."""
     view_class = get_view_class(view)
@@ -98,17 +108,52 @@ def _is_djoser_exempt(view: Callable[..., Any], view_class: type | None) -> bool
 
 
 def _is_admin_exempt(view: Callable[..., Any]) -> bool:
+    return _admin_page(view) in EXEMPT_ADMIN
+
+
+def _admin_page(view: Callable[..., Any]) -> str:
+    """The name of the method of an admin site that ``view`` is, else ``""``."""
     site = getattr(view, "admin_site", None)
     method = getattr(view, "__wrapped__", None)
     if site is None or getattr(method, "__self__", None) is not site:
+        return ""
+    return getattr(method, "__name__", "")
+
+
+def is_change_page_of_django(view: Callable[..., Any]) -> bool:
+    """Whether ``view`` is Django's, the admin's or ours: its form is a ``PasswordChangeForm``."""
+    view_class = get_view_class(view)
+    of_django = view_class is not None and issubclass(view_class, views.PasswordChangeView)
+    return of_django or _admin_page(view) == "password_change"
+
+
+def asks_for_old_password(request: HttpRequest, view: Callable[..., Any]) -> bool:
+    """Whether ``view`` is a page or an endpoint that verifies the present password."""
+    view_class = get_view_class(view)
+    if view_class is not None and issubclass(view_class, load_classes(PACKAGE_CHANGE)):
+        return True
+    return is_change_page_of_django(view) or is_site_change_page(request)
+
+
+def is_foreign_change_page(request: HttpRequest, view: Callable[..., Any]) -> bool:
+    """Whether ``view`` changes the password by a form that is none of Django's."""
+    actions = set((getattr(view, "actions", None) or {}).values())
+    if is_change_page_of_django(view) or not actions <= {"set_password"}:
         return False
-    return getattr(method, "__name__", "") in EXEMPT_ADMIN
+    return asks_for_old_password(request, view)
 
 
-def is_named_page(request: HttpRequest) -> bool:
+def is_site_change_page(request: HttpRequest) -> bool:
+    """Whether ``request`` asks for the page that ``PWEXPIRE_CHANGE_URL`` names."""
+    match = request.resolver_match
+    named = match is not None and match.view_name == conf.change_url
+    return named or is_named_page(request, (conf.change_url,))
+
+
+def is_named_page(request: HttpRequest, names: Collection[str] | None = None) -> bool:
     """Whether ``request`` asks for a page that the settings name by an absolute path."""
     urlconf = getattr(request, "urlconf", None)
-    for given in (conf.change_url, conf.logout_url, conf.reset_url):
+    for given in names or (conf.change_url, conf.logout_url, conf.reset_url):
         with url_language(request), suppress(Resolver404):
             if given.startswith("/") and get_path(find_page(given, urlconf)) == request.path:
                 return True

@@ -7,7 +7,7 @@ from django.contrib.auth.hashers import check_password
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
-from pwexpire.services.attempts import give_back_attempt, take_attempt
+from pwexpire.services.guesses import verify_old_password
 
 
 class ExpiredPasswordChangeForm(PasswordChangeForm):
@@ -25,14 +25,11 @@ class ExpiredPasswordChangeForm(PasswordChangeForm):
         self.fields["old_password"].widget.attrs["required"] = True
 
     def clean_old_password(self) -> str:
-        # Counted before it is looked at: of many tries at the same time no more than the limit
-        # are looked at.
-        if not take_attempt(self.user):
+        old: str = self.cleaned_data["old_password"]
+        if not verify_old_password(self.user, old):
             raise ValidationError(
                 self.error_messages["password_incorrect"], code="password_incorrect"
             )
-        old: str = super().clean_old_password()
-        give_back_attempt(self.user)
         return old
 
     def clean(self) -> dict[str, Any] | None:

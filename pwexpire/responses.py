@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.contrib.messages.storage.session import SessionStorage
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.shortcuts import resolve_url
 from django.template.loader import render_to_string
 from django.urls import ResolverMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
 from pwexpire.conf import conf
-from pwexpire.constants import DENIED_CODE, PROBLEM_CODE, RESET_CODE
+from pwexpire.constants import DENIED_CODE, ENDED_CODE, PROBLEM_CODE, RESET_CODE
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.models import Require
 from pwexpire.pages import find_reset_url, url_language
@@ -54,6 +56,8 @@ def wants_problem(request: HttpRequest) -> bool:
     if headers.get("X-Requested-With", "") == "XMLHttpRequest":
         return True
     if headers.get("Sec-Fetch-Mode", "navigate") != "navigate":
+        return True
+    if "json" in (request.content_type or ""):
         return True
     accepted = [media.sub_type for media in request.accepted_types]
     if "html" in accepted:
@@ -122,6 +126,20 @@ def locked_response(request: HttpRequest, require: str) -> HttpResponse:
             render_to_string("pwexpire/withdrawn.html", page, request), status=403
         )
     return no_store(response)
+
+
+def ended_response(request: HttpRequest) -> HttpResponse:
+    """The answer to the wrong old password that ended the session."""
+    if not wants_problem(request):
+        return no_store(SeeOther(resolve_url(settings.LOGIN_URL)))
+    problem = {
+        "type": "urn:pwexpire:session-ended",
+        "title": _("Log in again"),
+        "status": 403,
+        "detail": _("The old password was wrong too often. Log in again."),
+        "code": ENDED_CODE,
+    }
+    return no_store(JsonResponse(problem, status=403, content_type="application/problem+json"))
 
 
 def withdrawn_text(require: str) -> str:

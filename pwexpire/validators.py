@@ -16,7 +16,8 @@ from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.policy import HISTORY_MAX
-from pwexpire.services.changes import may_hear_of_old, set_by_other, witness
+from pwexpire.services.changes import set_by_other, witness
+from pwexpire.services.guesses import may_hear_of_old
 from pwexpire.services.history import KeepsHistory, old_hashes, policy_of, stored_hash
 from pwexpire.services.status import judge
 

@@ -22,7 +22,6 @@ from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.pages import find_logout_url, find_reset_url, find_url
 from pwexpire.responses import impersonated_text, no_store, unavailable, unprocessed_text
-from pwexpire.services.attempts import wrong_old_password
 from pwexpire.services.mails import reason_label
 from pwexpire.services.status import password_status
 
@@ -45,12 +44,6 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
 
     def get_success_url(self) -> str:
         return views.RedirectURLMixin.get_success_url(self)
-
-    def form_invalid(self, form: Any) -> HttpResponse:
-        if form.old_password_was_wrong:
-            if wrong_old_password(self.request, taken=True):
-                return HttpResponseRedirect(resolve_url(settings.LOGIN_URL))
-        return super().form_invalid(form)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         context = super().get_context_data(**kwargs)

@@ -46,6 +46,7 @@ OIDC_OP_TOKEN_ENDPOINT = OIDC_OP_USER_ENDPOINT = "https://sso.example.com/"
 OIDC_OP_AUTHORIZATION_ENDPOINT = "https://sso.example.com/authorize"
 OIDC_RP_CLIENT_ID = OIDC_RP_CLIENT_SECRET = "x"
 OIDC_RP_SIGN_ALGO = "HS256"
+ACCOUNT_RATE_LIMITS = False
 WAGTAIL_SITE_NAME = "site"
 WAGTAILADMIN_BASE_URL = "https://example.com"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

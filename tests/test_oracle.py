@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -12,8 +13,10 @@ from django.db import connection
 from django.test import Client
 
 from pwexpire import services
+from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.models import PasswordRecord
-from pwexpire.services import attempts, changes
+from pwexpire.policy import Policy
+from pwexpire.services import attempts, guesses
 from tests.factories import UserFactory
 from tests.support import NEW, OLD, change_password, is_held
 from tests.test_laws import login
@@ -106,15 +109,19 @@ def test_a_form_stuffed_with_guesses_is_told_nothing(client, alice, validator):
 def test_two_validators_verify_the_old_password_of_one_form_once(client, alice, settings):
     settings.AUTH_PASSWORD_VALIDATORS = [{"NAME": name} for name in VALIDATORS]
     client.force_login(alice)
-    with mock.patch.object(changes, "check_password", wraps=changes.check_password) as verify:
+    with mock.patch.object(guesses, "check_password", wraps=guesses.check_password) as verify:
         response = change_password(client, url=DJANGO, new=NEW)
     assert response.status_code == 302
     assert verify.call_count == 1
 
 
-def test_one_hashing_until_the_old_password_is_right(client, alice, settings):
-    settings.AUTH_PASSWORD_VALIDATORS = [{"NAME": VALIDATORS[1], "OPTIONS": {"length": 5}}]
-    client.force_login(alice)
+@pytest.mark.parametrize("names", [VALIDATORS[:1], VALIDATORS[1:], VALIDATORS, []])
+@pytest.mark.parametrize("url", PAGES)
+def test_one_hashing_until_the_old_password_is_right(client, alice, settings, url, names):
+    settings.AUTH_PASSWORD_VALIDATORS = [{"NAME": name} for name in names]
+    settings.PWEXPIRE_POLICY = Policy(history=5)
+    get_user_model().objects.update(is_staff=True)
+    alice.refresh_from_db()
     for new in ("first-Password-2", "next-Password-3"):
         alice.set_password(new)
         alice.save()
@@ -122,8 +129,134 @@ def test_one_hashing_until_the_old_password_is_right(client, alice, settings):
     from django.contrib.auth.hashers import MD5PasswordHasher
 
     with mock.patch.object(MD5PasswordHasher, "verify", return_value=False) as verify:
-        client.post(OURS, {"old_password": "wrong", "new_password1": OLD, "new_password2": OLD})
+        client.post(url, {"old_password": "wrong", "new_password1": OLD, "new_password2": OLD})
     assert verify.call_count == 1
+
+
+@pytest.mark.parametrize("url", PAGES)
+def test_beyond_the_limit_nothing_is_looked_at(server, engine, alice, settings, url):
+    """As many tries at the same time would have it: counted, and none of them followed up yet."""
+    settings.PWEXPIRE_CHANGE_ATTEMPTS = 2
+    get_user_model().objects.update(is_staff=True)
+    browser = login(server, alice)
+    for _ in range(2):
+        attempts.take_attempt(alice)
+    from django.contrib.auth.hashers import MD5PasswordHasher
+
+    with mock.patch.object(MD5PasswordHasher, "verify", return_value=True) as verify:
+        answer = change_password(browser, url=url)
+    assert answer["Location"] == "/accounts/login/" and not verify.called
+    assert browser.get("/").content == b"anonymous"
+    alice.refresh_from_db()
+    assert alice.check_password(OLD)
+
+
+@pytest.mark.parametrize("url", PAGES)
+def test_a_right_old_password_uses_up_no_try(client, alice, validator, url):
+    client.force_login(alice)
+    for _ in range(5):
+        assert "new_password2" in errors_of(change_password(client, url=url, new=OLD))
+    assert PasswordRecord.objects.get(pk=alice.pk).failed_changes == 0
+    assert change_password(client, url=url).status_code == 302
+
+
+@pytest.mark.parametrize("url", PAGES)
+def test_a_try_that_cannot_be_counted_is_not_looked_at(client, alice, url):
+    from django.db import OperationalError
+
+    get_user_model().objects.update(is_staff=True)
+    client.force_login(alice)
+    with mock.patch.object(guesses, "take_attempt", side_effect=OperationalError("read-only")):
+        assert change_password(client, url=url).status_code == 503
+    alice.refresh_from_db()
+    assert alice.check_password(OLD)
+
+
+def test_a_form_of_the_sites_own_counts_by_itself(alice, settings):
+    settings.PWEXPIRE_CHANGE_ATTEMPTS = 2
+    sent = {"new_password1": NEW, "new_password2": NEW}
+    for _ in range(2):
+        assert not ExpiredPasswordChangeForm(alice, {**sent, "old_password": "wrong"}).is_valid()
+    form = ExpiredPasswordChangeForm(alice, {**sent, "old_password": OLD})
+    assert not form.is_valid() and form.old_password_was_wrong
+
+
+def json_change(client, **sent):
+    return client.post("/json-change/", sent, content_type="application/json")
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("name", ["current_password", "currentPassword", "old_password"])
+def test_a_json_endpoint_is_counted_like_a_page(
+    engine, server, alice, validator, settings, failures, held, name
+):
+    settings.PWEXPIRE_CHANGE_URL = "json-change"
+    settings.ROOT_URLCONF = "tests.urls_oracle"
+    browser = login(server, alice)
+    if held:
+        services.expire_passwords(alice)
+    for _ in range(2):
+        answer = json_change(browser, **{name: "wrong"}, new_password=OLD)
+        assert answer.json() == {"errors": ["wrong"]}
+    answer = json_change(browser, **{name: "wrong"}, new_password=OLD)
+    assert answer.status_code == 403 and answer.json()["code"] == "session_ended"
+    assert failures == ["alice"] * 3
+    assert browser.get("/plain/").status_code == 200
+
+
+def test_a_json_endpoint_says_nothing_before_the_old_password(client, alice, validator, settings):
+    settings.PWEXPIRE_CHANGE_URL = "json-change"
+    settings.ROOT_URLCONF = "tests.urls_oracle"
+    client.force_login(alice)
+    assert json_change(client, current_password=OLD, new_password=OLD).json() == {
+        "errors": ["password_reused"]
+    }
+    assert json_change(client, current_password=OLD, new_password=NEW).json() == {"errors": []}
+
+
+@pytest.mark.parametrize("body", ["", "[1]", "{", '{"new_password": "x"}'])
+def test_a_body_without_an_old_password_is_a_try_of_the_wider_limit(client, alice, settings, body):
+    settings.PWEXPIRE_CHANGE_URL = "/json-change/"
+    settings.ROOT_URLCONF = "tests.urls_oracle"
+    client.force_login(alice)
+    services.expire_passwords(alice)
+    client.post("/json-change/", body, content_type="application/json")
+    client.post("/json-change/", body, content_type="application/xml")
+    assert PasswordRecord.objects.get(pk=alice.pk).failed_changes == 2
+
+
+def test_a_refused_new_password_is_no_try_where_the_old_one_was_right(
+    client, alice, validator, settings
+):
+    settings.PWEXPIRE_CHANGE_URL = "json-change"
+    settings.ROOT_URLCONF = "tests.urls_oracle"
+    client.force_login(alice)
+    services.expire_passwords(alice)
+    for _ in range(5):
+        json_change(client, current_password=OLD, new_password=OLD)
+    assert PasswordRecord.objects.get(pk=alice.pk).failed_changes == 0
+
+
+def test_who_has_no_usable_password_has_nothing_to_guess(client, alice):
+    client.force_login(alice)
+    alice.set_unusable_password()
+    alice.save()
+    client.force_login(alice)
+    change_password(client, url=DJANGO, old="wrong")
+    assert not PasswordRecord.objects.filter(pk=alice.pk, failed_changes__gt=1).exists()
+
+
+def test_a_validator_in_a_page_that_nobody_knows(client, alice, validator, settings):
+    settings.ROOT_URLCONF = "tests.urls_oracle"
+    client.force_login(alice)
+    for name, content_type, wanted in (
+        ("current_password", "application/json", ["password_reused"]),
+        ("nothing", "application/json", []),
+        ("nothing", "application/xml", ["password_reused"]),
+    ):
+        sent = json.dumps({name: OLD, "new_password": OLD})
+        answer = client.post("/validated/", sent, content_type=content_type)
+        assert answer.json() == {"errors": wanted}
 
 
 def test_of_many_tries_at_the_same_time_no_more_than_the_limit_are_looked_at(alice, settings):
@@ -135,19 +268,29 @@ def test_of_many_tries_at_the_same_time_no_more_than_the_limit_are_looked_at(ali
 
 
 @pytest.mark.skipif("connection.vendor == 'sqlite'", reason="SQLite in memory has one connection")
-def test_parallel_tries(settings):
+@pytest.mark.parametrize("url", PAGES)
+def test_parallel_tries(settings, url):
     settings.PWEXPIRE_CHANGE_ATTEMPTS = 2
-    user = UserFactory()
+    user = UserFactory(is_staff=True)
     PasswordRecord.objects.get_or_create(pk=user.pk)
+    browsers = [Client() for _ in range(20)]
+    for browser in browsers:
+        browser.force_login(user)
+    looked_at = []
+
+    def look(given, encoded):
+        looked_at.append(given)
+        return False
 
     def attempt(number):
         try:
-            return attempts.take_attempt(user)
+            change_password(browsers[number], url=url, old=f"guess-{number}")
         finally:
             connection.close()
 
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(attempt, range(20))).count(True) == 2
+    with mock.patch.object(guesses, "check_password", look), ThreadPoolExecutor(8) as pool:
+        list(pool.map(attempt, range(20)))
+    assert len(looked_at) == 2
 
 
 def test_a_right_old_password_is_of_no_use_beyond_the_limit(client, alice, settings):

@@ -112,6 +112,55 @@ answer = browser.post("/api/users/set_password/", data, content_type="applicatio
 assert answer.status_code == 204, answer.content
 assert not services.password_status(user).must_change
 """,
+    "wrong present passwords": """
+from django.test import override_settings
+from pwexpire.models import PasswordRecord
+NEW_ONE = {"new_password": NEW, "new_username": "alicia"}
+ALLAUTH = {"password1": NEW, "password2": NEW}
+WAGTAIL = {"password-new_password1": NEW, "password-new_password2": NEW}
+PLACES = [
+    ("/api/users/set_password/", "current_password", NEW_ONE, "application/json"),
+    ("/api/users/set_username/", "current_password", NEW_ONE, "application/json"),
+    ("/accounts/password/change/", "oldpassword", ALLAUTH, None),
+    ("/cms/account/", "password-old_password", WAGTAIL, None),
+]
+record = PasswordRecord.objects.filter(pk=user.pk)
+for address, field, sent, kind in PLACES:
+    for held in (True, False):
+        if held and "set_username" in address or held and "cms" in address:
+            continue
+        record.update(failed_changes=0)
+        services.cancel_expiry(user)
+        browser = held_browser() if held else Client()
+        browser.force_login(user, backend=MODEL)
+        typed = {"content_type": kind} if kind else {}
+        with override_settings(PWEXPIRE_CHANGE_ATTEMPTS=3):
+            for number in (1, 2):
+                answer = browser.post(address, {field: "wrong", **sent}, **typed)
+                assert answer.status_code in (200, 400), (address, answer.status_code)
+                assert record.get().failed_changes == number, address
+            answer = browser.post(address, {field: OLD, **sent}, **typed)
+            if "cms" in address:  # the other parts of the form are missing
+                assert record.get().failed_changes == 2
+            elif "set_username" not in address:
+                assert answer.status_code in (204, 302), (address, answer.content)
+                user.set_password(OLD)
+                user.save()
+            record.update(failed_changes=3)
+            browser = Client()
+            browser.force_login(user, backend=MODEL)
+            record.update(failed_changes=3)
+            answer = browser.post(address, {field: OLD, **sent}, **typed)
+            assert answer.status_code == (403 if kind else 303), (address, answer.status_code)
+            assert "_auth_user_id" not in browser.session
+get_user_model().objects.update(username="alice")
+user.refresh_from_db()
+""",
+    "the reset of djoser is no try": """
+browser.post("/api/users/reset_password/", {"email": "x"}, content_type="application/json")
+browser.post("/api/users/set_password/", {"new_password": NEW}, content_type="application/json")
+assert PasswordRecord.objects.get(pk=user.pk).failed_changes == 1
+""",
     "the reset of allauth": """
 from django.core import mail
 browser.post("/accounts/password/reset/", {"email": user.email})

@@ -10,19 +10,15 @@ from urllib.parse import urlsplit
 
 from django.contrib.auth import HASH_SESSION_KEY, get_user_model
 from django.contrib.auth.forms import PasswordChangeForm
-from django.contrib.auth.views import PasswordChangeView
 from django.db import Error as DatabaseFault
 from django.forms import BaseForm
 from django.http import HttpRequest, HttpResponseBase
 
 from pwexpire.cases import Case, names_user, read_case
-from pwexpire.conf import conf
 from pwexpire.exceptions import ChangeURLNotFound
-from pwexpire.exemptions import explain_loop, find_match, find_redirect, is_named_page
+from pwexpire.exemptions import explain_loop, find_match, find_redirect, is_foreign_change_page
 from pwexpire.feed import feed
-from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.middleware.enforcement import Enforcement
-from pwexpire.pages import get_view_class
 from pwexpire.responses import unavailable, way_out
 from pwexpire.retries import retried
 from pwexpire.services.attempts import wrong_old_password
@@ -119,31 +115,28 @@ class Departure(Enforcement):
             expiry_cleared.send_robust(sender=type(user), request=request, user_id=user.pk)
 
     def _is_wrong_guess(self, request: HttpRequest, response: Any) -> bool:
-        """On a change page of Django's or the admin's; ours counts for itself.
+        """Whether a form of Django's had a wrong old password; an empty or a missing one is one.
 
-        An empty or a missing old password is answered and counted as a wrong one.
+        All three are the same answer.
         """
         form = (getattr(response, "context_data", None) or {}).get("form")
-        if not isinstance(form, PasswordChangeForm) or isinstance(form, ExpiredPasswordChangeForm):
-            return False
-        if not form.is_bound or not form.has_error("old_password"):
+        if not isinstance(form, PasswordChangeForm) or not form.has_error("old_password"):
             return False
         form.errors.clear()
         form.add_error("old_password", form.error_messages["password_incorrect"])
         return True
 
     def _is_unread_try(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        """Whether a held session sent a form to the site's change page, and nothing was changed.
+        """Whether a held session sent a form to a change page, and nothing was changed.
 
-        The page is one whose form is none of Django's: nobody can see what was wrong with it.
+        The page is one whose form is none of Django's, and the present password was not found in
+        what was sent: nobody can see what was wrong with it.
         """
         case: Case | None = getattr(request, "_pwexpire_case", None)
         if case is None or not case.held or not case.reached or request.method != "POST":
             return False
         match = request.resolver_match
-        if match is None or issubclass(get_view_class(match.func) or object, PasswordChangeView):
-            return False
-        if match.view_name != conf.change_url and not is_named_page(request):
+        if match is None or not is_foreign_change_page(request, match.func):
             return False
         form = (getattr(response, "context_data", None) or {}).get("form")
         current = witness.get()
@@ -151,6 +144,8 @@ class Departure(Enforcement):
             not isinstance(form, PasswordChangeForm)
             and names_user(request.session, request.user)  # else the view ended the session
             and current is not None
+            and not current.reported
+            and not current.knows_old  # else only the new password was refused
             and not current.judged.get(case.user_id)
         )
 

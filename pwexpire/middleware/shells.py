@@ -13,8 +13,9 @@ from pwexpire.cases import is_suspect
 from pwexpire.feed import feed
 from pwexpire.middleware.departure import Departure
 from pwexpire.middleware.enforcement import Answer
-from pwexpire.services.attempts import wrong_old_password
+from pwexpire.middleware.tries import may_be_try, verify_try
 from pwexpire.services.changes import Witness, note_server, witness
+from pwexpire.services.guesses import follow_up_wrong
 
 GetResponse = Callable[[HttpRequest], Any]
 
@@ -107,7 +108,10 @@ class PasswordExpiryMiddleware(Departure):
             answer = self._decide_sync(request)
             if answer is not None:
                 return answer
-        return self._reach(request, view)
+        answer = self._reach(request, view)
+        if answer is None and may_be_try(request, view):
+            answer = verify_try(request, view)
+        return answer
 
     async def _process_view_async(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
@@ -116,16 +120,19 @@ class PasswordExpiryMiddleware(Departure):
             answer = await self._decide_async(request)
             if answer is not None:
                 return answer
-        return self._reach(request, view)
+        answer = self._reach(request, view)
+        if answer is None and may_be_try(request, view):
+            answer = await sync_to_async(verify_try)(request, view)
+        return answer
 
     def _process_template_sync(self, request: HttpRequest, response: Any) -> Any:
         self._show_way_out(request, response)
         if self._is_wrong_guess(request, response):
-            wrong_old_password(request)
+            follow_up_wrong(request)
         return response
 
     async def _process_template_async(self, request: HttpRequest, response: Any) -> Any:
         self._show_way_out(request, response)
         if self._is_wrong_guess(request, response):
-            await sync_to_async(wrong_old_password)(request)
+            await sync_to_async(follow_up_wrong)(request)
         return response

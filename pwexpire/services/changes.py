@@ -11,33 +11,35 @@ from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_permission_codename, get_user_model
-from django.contrib.auth.hashers import check_password
 from django.db import transaction
 from django.db.models.functions import Greatest
 from django.http import HttpRequest
 from django.utils import timezone
-from django.views.decorators.debug import sensitive_variables
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord, Require
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.cancellations import close_demands
-from pwexpire.services.history import forget_old, stored_hash
+from pwexpire.services.history import forget_old
 from pwexpire.services.judging import weigh
 from pwexpire.services.status import check_saved, lowest_open, read_counter, read_rules
 from pwexpire.signals import password_changed
 
-FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data")
-
 
 @dataclass(slots=True)
 class Witness:
-    """What the receivers saw during one request: primary key -> was it a real change."""
+    """What was seen during one request. ``judged``: primary key -> was it a real change.
+
+    ``knows_old``: whether the present password was sent, ``counted``: as a try that is in the
+    record, ``reported``: which was a wrong one and is followed up.
+    """
 
     request: HttpRequest | None = None
     held: bool = False
     knows_old: bool | None = None
+    counted: bool = False
+    reported: bool = False
     judged: dict[str, bool] = field(default_factory=dict)
 
 
@@ -117,35 +119,6 @@ NO_LOCKOUTS: dict[str, Any] = {
     "lockout_at": None,
     "lockout_address": None,
 }
-
-
-# What the field for the present password is called by Django, allauth and others.
-OLD_PASSWORD_FIELDS = ("old_password", "oldpassword", "current_password")
-
-
-@sensitive_variables()
-def may_hear_of_old(user: Any) -> bool:
-    """Whether something may be said that depends on the stored hashes of ``user``.
-
-    In a session of their own nothing is said before the form that was sent has the present
-    password in it: else every guess at it could be tried as a new password, uncounted. A field
-    of another prefix counts as well. What was sent in no form cannot be looked into.
-    """
-    current = witness.get()
-    request = current.request if current is not None else None
-    if current is None or request is None or way_of(user) is not Way.OWN:
-        return True
-    if request.content_type not in FORM_TYPES:
-        return True
-    if current.knows_old is None:
-        given = [
-            str(value)
-            for name, value in request.POST.items()
-            if name.rpartition("-")[2] in OLD_PASSWORD_FIELDS
-        ]
-        # One hashing whatever is sent, so that a form cannot be stuffed with guesses.
-        current.knows_old = len(given) == 1 and check_password(given[0], stored_hash(user))
-    return current.knows_old
 
 
 def set_by_other(user: Any) -> bool:

@@ -1,0 +1,65 @@
+"""The present password that is sent to a change page, before the page itself looks at it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from django.db import Error as DatabaseFault
+from django.http import HttpRequest, HttpResponseBase
+from django.views.decorators.debug import sensitive_variables
+
+from pwexpire.cases import names_user
+from pwexpire.exemptions import asks_for_old_password, is_change_page_of_django
+from pwexpire.responses import ended_response, unavailable
+from pwexpire.services.changes import witness
+from pwexpire.services.guesses import (
+    follow_up_wrong,
+    is_old_password_field,
+    read_old_passwords,
+    verify_old_password,
+)
+
+logger = logging.getLogger("pwexpire")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
+
+
+def may_be_try(request: HttpRequest, view: Callable[..., Any]) -> bool:
+    """Whether the present password may have been sent to ``view``; never queries."""
+    return request.method not in SAFE_METHODS and asks_for_old_password(request, view)
+
+
+@sensitive_variables()
+def verify_try(request: HttpRequest, view: Callable[..., Any]) -> HttpResponseBase | None:
+    """Verify the present password that was sent; queries. An answer: the view must not run.
+
+    An empty one is left to the page: there is nothing to verify, and it is counted afterwards.
+    """
+    user, current = request.user, witness.get()
+    if current is None or not user.is_authenticated or not names_user(request.session, user):
+        return None
+    given = [one for one in read_old_passwords(request) or () if one]
+    if not given or not user.has_usable_password():
+        return None
+    try:
+        # Of several nobody knows which one the page takes, so none of them is looked at.
+        current.knows_old = len(given) == 1 and verify_old_password(user, given[0])
+        if current.knows_old:
+            return None
+        if follow_up_wrong(request):
+            return ended_response(request)
+    except DatabaseFault as error:
+        logger.error("A try at an old password could not be counted: %s", error)
+        return unavailable("The password cannot be changed at the moment. Try again soon.")
+    if is_change_page_of_django(view):
+        _take_out(request)
+    return None
+
+
+def _take_out(request: HttpRequest) -> None:
+    """Send the form on without a wrong old password, so that it is not hashed a second time."""
+    sent = request.POST.copy()
+    for name in filter(is_old_password_field, list(sent)):
+        sent[name] = ""
+    request.POST = sent  # type: ignore[assignment]
