@@ -199,7 +199,7 @@ def test_the_command_tells_whose_policy_it_is(settings, alice, root):
     settings.PWEXPIRE_POLICY = {"superuser": "cis", "staff": "pci-dss", "group:Finance": "cis"}
     said = tell("--user", "root")
     assert "These rules match: staff, superuser." in said
-    assert "history: 5 (superuser)" in said and "change_on_first_use: True (staff)" in said
+    assert "history: 5 (superuser)" in said and "change_on_first_use: yes (staff)" in said
     assert json.loads(tell("--user", "root", "--format", "json"))["rule"] == "staff"
     assert json.loads(tell("--user", "alice", "--format", "json"))["rule"] == ""
     alice.groups.add(Group.objects.create(name="Finance"))

@@ -9,7 +9,7 @@ import os
 import random
 import stat
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -576,3 +576,12 @@ def test_what_lockouts_led_to(alice, settings):
     assert told["user"] == alice.pk and told["still_open"] and "192.0.2.7" in told["note"]
     with pytest.raises(CommandError, match="goes with no selector"):
         call_command("pwexpire", "report", "--lockouts", "--user", "alice")
+
+
+def test_what_people_read_has_words_and_zones(settings):
+    now = datetime(2026, 1, 31, 10, 5, tzinfo=UTC)
+    assert formats.show_plain(now) == "2026-01-31 10:05 UTC"
+    settings.TIME_ZONE = "Europe/Berlin"
+    assert formats.show_plain(now.replace(tzinfo=None)) == "2026-01-31 10:05 Europe/Berlin"
+    assert [formats.show_plain(timedelta(days)) for days in (1, 90)] == ["1 day", "90 days"]
+    assert formats.show_plain((True, None, "")) == "yes, -, -"

@@ -9,12 +9,14 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from django.core.management.base import CommandError
+from django.utils import timezone
 
 Write = Callable[[str], object]
 # What a spreadsheet takes for a formula at the start of a cell (OWASP: CSV injection), also as the
@@ -22,6 +24,7 @@ Write = Callable[[str], object]
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\0", "＝", "＋", "－", "＠")
 
 
+DAY = timedelta(days=1)
 # As many rows are read before the widths of a table are known.
 WIDTHS_FROM = 100
 
@@ -42,6 +45,7 @@ class Facts(dict[str, Any]):
 
 
 def show(value: Any) -> str:
+    """For programs: times as ISO 8601 has them."""
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
@@ -64,34 +68,44 @@ def write_text(answer: Any, write: Write) -> None:
         if isinstance(row, Facts):
             width = max(map(len, row))
             lines = [
-                f"{name:<{width}}  {_show_plain(value)}".rstrip() for name, value in row.items()
+                f"{name:<{width}}  {show_plain(value)}".rstrip() for name, value in row.items()
             ]
         else:
             lines = row.get("sentences") or [
-                "  ".join(f"{name}: {show(value)}" for name, value in row.items())
+                "  ".join(f"{name}: {show_plain(value)}" for name, value in row.items())
             ]
         write("\n".join(lines) + "\n")
 
 
 def _write_table(answer: Rows, write: Write) -> None:
     # Rows are streamed: the first page decides on the widths, a longer value later shifts its line.
-    page = [[_show_plain(value) for value in row] for row in islice(answer.rows, WIDTHS_FROM)]
+    page = [[show_plain(value) for value in row] for row in islice(answer.rows, WIDTHS_FROM)]
     widths = [max(map(len, column)) for column in zip(answer.columns, *page, strict=True)]
-    rest = ([_show_plain(value) for value in row] for row in answer.rows)
+    rest = ([show_plain(value) for value in row] for row in answer.rows)
     for row in chain([list(answer.columns), ["-" * width for width in widths]], page, rest):
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         write("  ".join(cells).rstrip() + "\n")
 
 
-def _show_plain(value: Any) -> str:
-    """Return ``value`` in words and on one line: yes, no, a list with commas."""
+def show_plain(value: Any) -> str:
+    """For people, on one line: yes and no, times with their zone, whole days, lists with commas."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return _show_moment(value)
+    if isinstance(value, timedelta) and not value % DAY:
+        return "1 day" if value == DAY else f"{value.days} days"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_show_plain, value)) or "-"
+        return ", ".join(map(show_plain, value)) or "-"
     return " ".join(show(value).split())
+
+
+def _show_moment(moment: datetime) -> str:
+    local = timezone.localtime(moment) if timezone.is_aware(moment) else moment
+    zone = local.tzname() or timezone.get_default_timezone_name()
+    return f"{local:%Y-%m-%d %H:%M} {zone}"
 
 
 def write_csv(answer: Rows, write: Write) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from pwexpire.conf import conf
 from pwexpire.constants import LOCKING
 from pwexpire.feed import feed
+from pwexpire.management.formats import show_plain
 from pwexpire.models import Exclusion, ExpiryBatch, Reason
 from pwexpire.services.status import PasswordStatus, judge, password_status
 
@@ -29,9 +30,9 @@ def explain(user: Any) -> dict[str, Any]:
         batches = ", ".join(map(str, excluded))
         sentences.append(f"Excluded from the demand on everyone of batch {batches}.")
     if status.changed_at:
-        sentences.append(f"The last change was on {status.changed_at.isoformat()}.")
+        sentences.append(f"The last change was on {show_plain(status.changed_at)}.")
     if status.expires_at:
-        sentences.append(f"By its age the password expires on {status.expires_at.isoformat()}.")
+        sentences.append(f"By its age the password expires on {show_plain(status.expires_at)}.")
     return {
         "user": name,
         "sentences": sentences,
@@ -54,7 +55,7 @@ def _explain_verdict(user: Any, status: PasswordStatus, batch: ExpiryBatch | Non
         source = "somebody else chose the password"
     if batch is not None:
         source = f"by batch {batch.pk}"
-    since = f" since {status.since.isoformat()}" if status.since else ""
+    since = f" since {show_plain(status.since)}" if status.since else ""
     locked = ""
     if status.require in LOCKING:
         locked = f" The password is withdrawn ({status.require}): a login with it is refused."

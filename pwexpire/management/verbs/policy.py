@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from pwexpire.conf import conf
+from pwexpire.management.formats import show_plain
 from pwexpire.management.selectors import find_user
 from pwexpire.policy import PRESETS, Chosen, Policy, Preset
 
@@ -60,31 +61,36 @@ def _explain_rules(chosen: Chosen) -> dict[str, Any]:
         "Each is weighed for itself, and the strictest of each demand counts:",
     ]
     for name, values in sources.items():
-        sentences += [f"  {name}: {value} ({rule})" for rule, value in values.items()]
+        sentences += [f"  {name}: {show_plain(value)} ({rule})" for rule, value in values.items()]
     also = [rule for rule in chosen.matched if rule != chosen.rule]
-    return {"also_matched": also, "from": sources, "sentences": sentences}
+    shown = {
+        name: {rule: _show(value) for rule, value in values.items()}
+        for name, values in sources.items()
+    }
+    return {"also_matched": also, "from": shown, "sentences": sentences}
 
 
 def _find_sources(chosen: Chosen, name: str) -> dict[str, Any]:
     """Rule -> what it demands. An age counts with what belongs to it, whichever rule it is of."""
     each = [(rule, policy, getattr(policy, name)) for rule, policy in chosen.each]
     if name in OF_THE_AGE:
-        return {rule: _show(value) for rule, policy, value in each if policy.max_age and value}
+        return {rule: value for rule, policy, value in each if policy.max_age and value}
     plain, strictest = getattr(PLAIN, name), getattr(chosen.policy, name)
-    return {rule: _show(value) for rule, _, value in each if value == strictest and value != plain}
+    return {rule: value for rule, _, value in each if value == strictest and value != plain}
 
 
 def _describe_policy(rule: str, policy: Policy, *, explain: bool) -> dict[str, Any]:
     demands = _list_demands(policy)
     title = policy.name or ("custom" if demands else "no policy")
     sentences = [f"{rule}: {title}" if rule else title]
-    sentences += [f"  {name}: {value}" for name, value in demands.items()]
+    sentences += [f"  {name}: {show_plain(value)}" for name, value in demands.items()]
     if not demands:
         sentences.append("  no change at intervals; a change is demanded by an expiry only")
+    shown = {name: _show(value) for name, value in demands.items()}
     answer: dict[str, Any] = {
         "rule": rule,
         "policy": title,
-        "demands": demands,
+        "demands": shown,
         "sentences": sentences,
     }
     preset = PRESETS.get(policy.name) if explain else None
@@ -97,7 +103,7 @@ def _describe_policy(rule: str, policy: Policy, *, explain: bool) -> dict[str, A
 
 def _list_demands(policy: Policy) -> dict[str, Any]:
     values = {name: getattr(policy, name) for name in DEMANDS}
-    return {name: _show(value) for name, value in values.items() if value != getattr(PLAIN, name)}
+    return {name: value for name, value in values.items() if value != getattr(PLAIN, name)}
 
 
 def _explain_clauses(preset: Preset) -> Iterator[str]:
