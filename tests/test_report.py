@@ -580,6 +580,7 @@ def test_what_lockouts_led_to(alice, settings):
 
 def test_what_people_read_has_words_and_zones(settings):
     now = datetime(2026, 1, 31, 10, 5, tzinfo=UTC)
+    settings.TIME_ZONE = "UTC"
     assert formats.show_plain(now) == "2026-01-31 10:05 UTC"
     settings.TIME_ZONE = "Europe/Berlin"
     assert formats.show_plain(now.replace(tzinfo=None)) == "2026-01-31 10:05 Europe/Berlin"
