@@ -119,6 +119,12 @@ def test_the_readme_names_every_verb(readme):
         assert f"`{verb}`" in readme
 
 
+def test_the_readme_names_modules_that_exist(readme):
+    rooms = readme.split("## The rooms of the code")[1].split("## ")[0]
+    named = re.findall(r"`([a-z_/]+(?:\.py|/))`", rooms)
+    assert len(named) > 10 and [name for name in named if not (PACKAGE / name).exists()] == []
+
+
 def test_every_service_has_an_async_twin():
     verbs = [name for name in services.__all__ if name[0].islower()]
     for name in verbs:
