@@ -25,6 +25,8 @@ from hypothesis.stateful import (
 
 from pwexpire import services, testing
 from pwexpire.feed import feed
+from pwexpire.models import ExpiryBatch, PasswordRecord
+from pwexpire.policy import Policy
 from tests.support import change_password, open_session, session_of, store_session
 
 NAMES = ["alice", "bob", "eve"]
@@ -39,7 +41,11 @@ class Site(RuleBasedStateMachine):
         testing.reset()
         get_user_model().objects.all().delete()
         self.passwords = {}
-        self.due = dict.fromkeys(NAMES, False)
+        self.demanded = {name: set() for name in NAMES}  # primary keys of batches
+        self.old = dict.fromkeys(NAMES, False)
+        self.max_age = None
+        self.policy = override_settings(PWEXPIRE_POLICY=None)
+        self.policy.enable()
         self.browsers = []  # [owner, client, is the flag set by hand]
         self.copies = []
         self.carts = {}
@@ -49,6 +55,19 @@ class Site(RuleBasedStateMachine):
         for name in NAMES:
             self.passwords[name] = self.fresh()
             get_user_model().objects.create_user(name, password=self.passwords[name])
+
+    def teardown(self):
+        self.policy.disable()
+
+    def is_due(self, name):
+        too_old = self.max_age is not None and self.old[name] and self.max_age < 40
+        return bool(self.demanded[name] or too_old)
+
+    def demand(self, batch, *expired):
+        """An open demand stays as it is: a second batch takes nobody who has one."""
+        for name in expired:
+            if batch.everyone or not self.demanded[name]:
+                self.demanded[name].add(batch.pk)
 
     def fresh(self):
         return f"Some-Password-{next(counter)}"
@@ -69,36 +88,67 @@ class Site(RuleBasedStateMachine):
 
     @rule(name=names)
     def expire_one(self, name):
-        services.expire_passwords(self.user(name))
-        self.due[name] = True
+        self.demand(services.expire_passwords(self.user(name)), name)
 
     @rule(chosen=st.sets(names))
     def expire_many(self, chosen):
-        services.expire_passwords(get_user_model().objects.filter(username__in=chosen))
-        self.due.update(dict.fromkeys(chosen, True))
+        users = get_user_model().objects.filter(username__in=chosen)
+        self.demand(services.expire_passwords(users), *chosen)
 
     @rule(out=names)
     def expire_everyone(self, out):
-        services.expire_everyone(exclude=self.user(out))
-        self.due.update({name: True for name in NAMES if name != out})
+        batch = services.expire_everyone(exclude=self.user(out))
+        self.demand(batch, *(name for name in NAMES if name != out))
 
     @rule(name=names, skew=st.integers(-30, 30))
     def expire_from_a_server_with_another_clock(self, name, skew):
         moved = timezone.now() + timedelta(seconds=skew)
         with mock.patch("django.utils.timezone.now", return_value=moved):
-            services.expire_passwords(self.user(name))
-        self.due[name] = True
+            self.demand(services.expire_passwords(self.user(name)), name)
 
     @rule(name=names)
     def expire_in_another_process(self, name):
         with mock.patch.object(feed, "drop"):
-            services.expire_passwords(self.user(name))
-        self.due[name] = True
+            self.demand(services.expire_passwords(self.user(name)), name)
 
     @rule(name=names)
     def cancel(self, name):
         services.cancel_expiry(self.user(name))
-        self.due[name] = False
+        self.demanded[name] = set()
+
+    @precondition(lambda self: any(self.demanded.values()))
+    @rule(data=st.data())
+    def cancel_a_batch(self, data):
+        open_batches = sorted(set().union(*self.demanded.values()))
+        batch = data.draw(st.sampled_from(open_batches))
+        services.cancel_expiry(ExpiryBatch.objects.get(pk=batch))
+        for batches in self.demanded.values():
+            batches.discard(batch)
+
+    @rule(grown_old=st.sets(names, min_size=2))
+    def age(self, grown_old):
+        """Their passwords become 40 days old; 30 are allowed."""
+        for name in grown_old:
+            record, _ = PasswordRecord.objects.get_or_create(user=self.user(name))
+            record.changed_at = timezone.now() - timedelta(days=40)
+            record.save()
+            self.old[name] = True
+        self.allow(30)
+
+    @precondition(lambda self: self.max_age == 30)
+    @rule(max_age=st.sampled_from([None, 60]))
+    def correct_the_policy(self, max_age):
+        self.allow(max_age)
+
+    def allow(self, max_age):
+        """A policy that never was before, so that sessions are asked about anew."""
+        self.max_age = max_age
+        self.policy.disable()
+        policy = None
+        if max_age is not None:
+            policy = Policy(max_age=timedelta(days=max_age, seconds=next(counter)))
+        self.policy = override_settings(PWEXPIRE_POLICY=policy)
+        self.policy.enable()
 
     @rule(name=names)
     def change_by_save(self, name):
@@ -113,10 +163,7 @@ class Site(RuleBasedStateMachine):
         user = self.user(name)
         user.set_password(self.passwords[name])
         user.save()
-        if self.due[name]:
-            self.close(name)
-        else:
-            self.changed(name)
+        self.close(name)
 
     @rule(name=names)
     def upgrade_the_hasher(self, name):
@@ -188,7 +235,7 @@ class Site(RuleBasedStateMachine):
         before = session_of(browser).get("cart", [])
         browser.post("/cart/", {"item": "pen"})
         cart = session_of(browser).get("cart", [])
-        if self.due[name] or by_hand:
+        if self.is_due(name) or by_hand:
             assert cart == before
 
     @rule(name=names)
@@ -197,7 +244,8 @@ class Site(RuleBasedStateMachine):
         self.close(name)
 
     def changed(self, name, keep=None):
-        self.due[name] = False
+        self.demanded[name] = set()
+        self.old[name] = False
         self.close(name, keep)
 
     def close(self, name, keep=None):
@@ -210,13 +258,12 @@ class Site(RuleBasedStateMachine):
             response = browser.get("/")
             if response.status_code == 200 and response.content == b"anonymous":
                 continue  # a copy that was saved over a newer session
-            assert (response.status_code == 302) == (self.due[name] or by_hand), (name, by_hand)
+            assert (response.status_code == 302) == (self.is_due(name) or by_hand), (name, by_hand)
 
     @invariant()
     def the_record_says_the_same(self):
-        for name, due in self.due.items():
-            if self.passwords:
-                assert services.password_status(self.user(name)).must_change is due
+        for name in self.passwords:
+            assert services.password_status(self.user(name)).must_change is self.is_due(name)
 
 
 @pytest.mark.django_db(transaction=True)
