@@ -1,9 +1,9 @@
-"""What a session says of itself, and whether that is enough to let a request pass."""
+"""What a session says of itself, and what is kept of a request."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from django.conf import settings
@@ -16,25 +16,25 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
 
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
-from pwexpire.feed import VerdictKey, View
+from pwexpire.feed import VerdictKey
 from pwexpire.models import is_recorded
 from pwexpire.sessionstore.base import peek
 
-# django-hijack: the primary keys of those who took this session over, the first one's is his own.
+VISIT = "_pwexpire"
+UNKNOWN: Any = object()
+# django-hijack: the primary keys of those who took this session over; the first sits there.
 HIJACKERS = "hijack_history"
-# django-loginas: who it was before, signed.
-LOGINAS = "loginas_from_user"
 
 
+# Not frozen, for that costs a call for each field at every request.
 @dataclass(slots=True)
 class Case:
-    """What a session says of itself, and what was decided of it in this request.
+    """What a session says of itself.
 
-    ``grace``: the login was one of those that an aged password is good for. ``hijacker``: who is
-    really sitting there, if it is somebody else.
+    ``grace``: the login was one of those that an aged password is good for. ``real_user_id``: the
+    user who acts as the one whom the session names, if it is another one.
     """
 
-    session_key: str | None
     user_id: str
     auth_hash: str
     flagged: bool
@@ -45,23 +45,53 @@ class Case:
     policy_key: str | None
     backend: str
     grace: bool
-    hijacker: str | None
-    held: bool = False
-    answered: bool = False
-    reached: bool = False
+    real_user_id: str | None
 
     @property
     def key(self) -> VerdictKey:
-        return self.user_id, self.auth_hash, self.born, self.backend, self.grace, self.hijacker
+        return self.user_id, self.auth_hash, self.born, self.backend, self.grace, self.real_user_id
+
+    @property
+    def known_flagged(self) -> bool:
+        return self.flagged and (self.flag_number is None or self.flag_number > self.stamp)
+
+
+@dataclass(slots=True)
+class Visit:
+    """All that is kept of one request, in one attribute of it.
+
+    ``case``: the session as it came, or as it became on the way to the view; ``None`` if nobody
+    is logged in by it. ``fault``: why it could not be read. ``logged_in``: a login happened.
+    ``failed_change``: the request only tells others of a wrong old password on a change page.
+    """
+
+    session_key: str | None = None
+    case: Case | None = None
+    fault: Exception | None = None
+    held: bool = False
+    answered: bool = False
+    reached: bool = False
+    logged_in: bool = False
+    failed_change: bool = False
+    status: Any = UNKNOWN
 
     @property
     def served_elsewhere(self) -> bool:
         """Held, let through to an exempt view, and never seen to arrive there."""
         return self.held and not self.answered and not self.reached
 
-    @property
-    def known_flagged(self) -> bool:
-        return self.flagged and (self.flag_number is None or self.flag_number > self.stamp)
+
+def find_visit(request: Any) -> Visit | None:
+    found: Visit | None = getattr(request, VISIT, None)
+    return found
+
+
+def visit_of(request: Any) -> Visit:
+    visit = find_visit(request)
+    if visit is None:
+        visit = Visit()
+        setattr(request, VISIT, visit)
+    return visit
 
 
 def read_case(session: SessionBase) -> Case | None:
@@ -74,21 +104,25 @@ def read_case(session: SessionBase) -> Case | None:
     if not isinstance(stamp, dict):
         stamp = {}
     number = data.get(SESSION_DEMAND)
-    hijackers = data.get(HIJACKERS)
     return Case(
-        session_key=session.session_key,
         user_id=str(user_id),
         auth_hash=data.get(HASH_SESSION_KEY) or "",
         flagged=bool(data.get(SESSION_FLAG)),
-        flag_number=number if isinstance(number, int) else None,
+        flag_number=None if number is None or not isinstance(number, int) else number,
         stamp=stamp.get("n", 0),
         born=stamp.get("b", 0),
         ages=stamp.get("a"),
         policy_key=stamp.get("p"),
         backend=data.get(BACKEND_SESSION_KEY) or "",
         grace=bool(stamp.get("g")),
-        hijacker=str(hijackers[0]) if hijackers and isinstance(hijackers, list) else None,
+        real_user_id=None,
     )
+
+
+@cache
+def loginas_key() -> str:
+    """Read once, as django-loginas does."""
+    return getattr(settings, "LOGINAS_FROM_USER_SESSION_FLAG", "loginas_from_user")
 
 
 def names_user(session: Any, user: Any) -> bool:
@@ -114,37 +148,11 @@ def is_user(user: Any, user_id: str) -> bool:
 
 
 def is_impersonated(request: HttpRequest) -> bool:
-    """Whether whoever sits there acts as another user, who is then ``request.user``."""
+    """Whether the user who sits there acts as another one, who is then ``request.user``."""
     if not request.user.is_authenticated:
         return False
-    session = request.session
-    taken_over = (HIJACKERS, getattr(settings, "LOGINAS_FROM_USER_SESSION_FLAG", LOGINAS))
-    return any(key in session for key in taken_over) or not names_user(session, request.user)
-
-
-def is_demanded(case: Case, view: View) -> bool:
-    """Whether more is demanded than this session was cleared for; compares numbers only."""
-    known = view.verdicts.get(case.key) if view.verdicts else None
-    if known is not None:
-        number, flag = known.number, max(known.number, known.flag)
-    else:
-        # Where nobody polls, a session may well be younger than what this process knows.
-        number = flag = case.stamp if case.born <= view.counter or not view.polled else -1
-    if case.flagged and (case.flag_number is None or case.flag_number > flag):
+    session, case = request.session, visit_of(request).case
+    if case is not None and case.real_user_id is not None:
         return True
-    if view.demand(case.user_id) > number:
-        return True
-    return case.hijacker is not None and view.demand(case.hijacker) > number
-
-
-def is_suspect(case: Case, view: View) -> bool:
-    """Whether the record has to be asked; never queries."""
-    if is_demanded(case, view):
-        return True
-    wanted = view.policy_key
-    if wanted is None:
-        return False
-    known = view.verdicts.get(case.key, case) if view.verdicts else case
-    if known.policy_key != wanted:
-        return True
-    return known.ages is not None and time.time() >= known.ages
+    taken_over = any(session.get(key) for key in (HIJACKERS, loginas_key()))
+    return taken_over or not names_user(session, request.user)

@@ -5,18 +5,18 @@ from typing import Any
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject
 
+from pwexpire.cases import UNKNOWN, visit_of
 from pwexpire.services.status import PasswordStatus, password_status
-
-CACHED = "_pwexpire_status"
 
 
 def status_of(request: HttpRequest) -> PasswordStatus | None:
     """Asked once for each request; ``None`` for an anonymous user."""
-    if not hasattr(request, CACHED):
+    visit = visit_of(request)
+    if visit.status is UNKNOWN:
         user = getattr(request, "user", None)
         known = user is not None and user.is_authenticated
-        setattr(request, CACHED, password_status(user) if known else None)
-    found: PasswordStatus | None = getattr(request, CACHED)
+        visit.status = password_status(user) if known else None
+    found: PasswordStatus | None = visit.status
     return found
 
 

@@ -11,12 +11,14 @@ from collections import OrderedDict
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from django.db import Error, OperationalError, ProgrammingError, connections, router, transaction
 from django.db.models import F, Max, Q
 
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
+from pwexpire.faults import fault_log
 from pwexpire.models import (
     Demand,
     EnforcementState,
@@ -92,6 +94,7 @@ class Feed:
         self._by_schema: dict[str, bool] = {}
         self._told_missing = False
         self._generation = 0
+        fault_log.reset()
 
     def drop(self) -> None:
         """Something was written here: the next request of this process asks the database again."""
@@ -166,8 +169,9 @@ class Feed:
         return view
 
     def _poll(self, scope: tuple[str, str], view: View | None, *, usable: bool) -> View:
-        now = time.monotonic()
+        now, spare = time.monotonic(), view if usable else None
         failed = self._failed.get(scope)
+        said = "The enforcement state could not be read"
         if failed is None or now - failed >= BACKOFF_SECONDS:
             generation = self._generation
             try:
@@ -176,29 +180,38 @@ class Feed:
             except Error as error:
                 self._failed[scope] = now
                 if is_missing_table(scope[0], error):
-                    if not self._told_missing:
-                        self._told_missing = True
-                        logger.warning("pwexpire has no tables yet: run manage.py migrate.")
+                    self._warn_of_migrate()
                     return View()
-                logger.error("The enforcement state could not be read: %s", error)
+                if spare is not None:
+                    fault_log.error(said, error)
+                # Else the caller logs it: one line for both.
+                said = f"{said}: {error}"
             else:
                 self._failed.pop(scope, None)
-                keep = conf.poll_seconds is None or not self._inside(scope)
-                # What an open transaction shows may never have been: use it once.
-                if keep and generation == self._generation:
-                    interval = conf.poll_seconds
-                    fresh.started = now
-                    fresh.fresh_until = math.inf if interval is None else now + interval
-                    fresh.polled, fresh.generation = interval is not None, generation
-                else:
-                    fresh.started = fresh.fresh_until = NEVER
-                # Settings that every request needs; a change of one drops the view.
-                fresh.policy_key = conf.policy_key
-                self._views[scope] = fresh
+                self._keep(scope, fresh, now, generation)
                 return fresh
-        if view is not None and usable:
-            return view
-        raise EnforcementUnavailable("The enforcement state could not be read.")
+        if spare is not None:
+            return spare
+        raise EnforcementUnavailable(said)
+
+    def _warn_of_migrate(self) -> None:
+        if not self._told_missing:
+            self._told_missing = True
+            logger.warning("pwexpire has no tables yet: run manage.py migrate.")
+
+    def _keep(self, scope: tuple[str, str], fresh: View, now: float, generation: int) -> None:
+        keep = conf.poll_seconds is None or not self._inside(scope)
+        # What an open transaction shows may never have been: use it once.
+        if keep and generation == self._generation:
+            interval = conf.poll_seconds
+            fresh.started = now
+            fresh.fresh_until = math.inf if interval is None else now + interval
+            fresh.polled, fresh.generation = interval is not None, generation
+        else:
+            fresh.started = fresh.fresh_until = NEVER
+        # Settings that every request needs; a change of one drops the view.
+        fresh.policy_key = conf.policy_key
+        self._views[scope] = fresh
 
     @staticmethod
     def _inside(scope: tuple[str, str]) -> bool:
@@ -211,40 +224,47 @@ class Feed:
         if old is not None and old.counter == counter:
             return View(counter, old.floor, old.users, old.verdicts)
         known = old if old is not None and old.counter < counter else View()
+        floor = max(known.floor, self._read_floor(using, known.counter))
+        rows = self._read_users(using, known.counter)
+        users = dict(known.users)
+        for user_id, number in rows:
+            users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
+        if len(rows) > USERS_MAX or len(users) > USERS_MAX:
+            floor, users = max(floor, counter), {}
+        return View(counter, floor, users, known.verdicts)
+
+    @staticmethod
+    def _read_floor(using: str, after: int) -> int:
+        """The newest number after ``after`` that is demanded of everybody."""
         # Sessions that were ended stay ended, though the demand behind it was cancelled.
         on_everyone = (
             ExpiryBatch.objects.using(using)
             .filter(
                 Q(cancelled_at__isnull=True) | Q(sessions=SessionAction.END),
-                number__gt=known.counter,
+                number__gt=after,
                 everyone=True,
             )
             .exclude(require=Require.WARN)
         )
-        floor = on_everyone.aggregate(top=Max("number"))["top"] or 0
+        return on_everyone.aggregate(top=Max("number"))["top"] or 0
+
+    @staticmethod
+    def _read_users(using: str, after: int) -> list[tuple[Any, int | None]]:
+        """Users and the numbers after ``after`` that are demanded of them, one more than fit."""
         # A warning holds nobody, so it must not when nothing but this view can be asked.
         demands = (
             Demand.objects.using(using)
             .exclude(batch__require=Require.WARN)
-            .filter(batch__number__gt=known.counter, batch__cancelled_at__isnull=True)
+            .filter(batch__number__gt=after, batch__cancelled_at__isnull=True)
         )
         # Users who changed the password since have no older session that still answers.
-        ends = PasswordRecord.objects.using(using).filter(
-            ended__gt=known.counter, satisfied__lt=F("ended")
-        )
+        ends = PasswordRecord.objects.using(using).filter(ended__gt=after, satisfied__lt=F("ended"))
         # In one statement: a cancellation between two would move an end past both of them.
-        rows = list(
+        return list(
             demands.values_list("user_id", "batch__number").union(
                 ends.values_list("user_id", "ended"), all=True
             )[: USERS_MAX + 1]
         )
-        users = dict(known.users)
-        for user_id, number in rows:
-            users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
-        floor = max(floor, known.floor)
-        if len(rows) > USERS_MAX or len(users) > USERS_MAX:
-            floor, users = max(floor, counter), {}
-        return View(counter, floor, users, known.verdicts)
 
 
 def is_missing_table(using: str, error: Error) -> bool:

@@ -14,7 +14,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
-from pwexpire.cases import names_user
+from pwexpire.cases import names_user, visit_of
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
@@ -59,7 +59,7 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
         after_login(request, user)
     if session is None:
         return
-    request._pwexpire_login = True  # type: ignore[union-attr]
+    visit_of(request).logged_in = True
     try:
         with savepoint(using=feed.using):
             counter, judged = retried(partial(judge_now, user), using=feed.using)

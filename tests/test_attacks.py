@@ -16,6 +16,7 @@ from django.test import Client
 from django.utils import timezone
 
 from pwexpire import services
+from pwexpire.cases import visit_of
 from pwexpire.models import PasswordRecord
 from tests.support import (
     NEW,
@@ -374,8 +375,8 @@ def test_row_33_two_threads_one_middleware(engine, server, users):
     assert wrong == []
 
 
-def hold(self, request, case, scope):
-    return self._hold(request, case)
+def hold(self, request):
+    return self._hold(request, visit_of(request))
 
 
 def test_row_34_the_second_click(held):

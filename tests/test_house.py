@@ -17,16 +17,18 @@ from pwexpire.conf import SETTINGS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(services.__file__).resolve().parent.parent
 FLOORS = [
-    ["constants", "exceptions", "signals", "retries", "compat", "breached"],
+    ["constants", "exceptions", "signals", "retries", "compat", "breached", "faults"],
     ["policy"],
     ["loading"],
     ["logins"],
     ["conf"],
     ["models", "pages", "sessionstore"],
     ["exemptions", "feed"],
-    ["services", "cases"],
+    ["cases"],
+    ["services"],
     [
         "backends",
+        "decision",
         "decorators",
         "forms",
         "receivers",

@@ -160,7 +160,7 @@ def test_a_fault_after_a_change_is_logged(alice, client, caplog):
 def test_a_fault_in_the_admin_leads_to_the_sites_page(root, client):
     services.expire_passwords(root)
     client.force_login(root)
-    with mock.patch("pwexpire.middleware.enforcement.admin_change_url", side_effect=DOWN):
+    with mock.patch("pwexpire.middleware.hooks.admin_change_url", side_effect=DOWN):
         assert client.get("/admin/")["Location"].startswith("/account/password-change/")
 
 

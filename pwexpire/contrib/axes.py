@@ -9,6 +9,7 @@ from typing import Any
 from axes.helpers import get_cool_off
 from django.contrib.auth import get_user_model
 
+from pwexpire.cases import visit_of
 from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.retries import savepoint
@@ -24,7 +25,7 @@ def on_lockout(
     """Never raises, and answers nobody: the lockout and its response stay what they were."""
     if not (conf.expire_on_lockout or conf.expire_on_success):
         return
-    if getattr(request, "_pwexpire_change_page", False):
+    if visit_of(request).failed_change:
         return
     if not isinstance(username, str) or not username or "\x00" in username:
         return

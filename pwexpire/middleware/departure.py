@@ -14,7 +14,7 @@ from django.db import Error as DatabaseFault
 from django.forms import BaseForm
 from django.http import HttpRequest, HttpResponseBase
 
-from pwexpire.cases import Case, names_user, read_case
+from pwexpire.cases import VISIT, Case, Visit, names_user, read_case, visit_of
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.exemptions import explain_loop, find_match, find_redirect, is_foreign_change_page
 from pwexpire.feed import feed
@@ -35,53 +35,63 @@ logger = logging.getLogger("pwexpire")
 
 class Departure(Enforcement):
     def _must_leave(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        case: Case | None = getattr(request, "_pwexpire_case", None)
-        if case is None:
+        visit: Visit | None = getattr(request, VISIT, None)
+        if visit is None or visit.case is None:
             return False
-        if case.held and not case.answered and "Location" in response.headers:
-            return True
-        if self._is_unread_try(request, response):
-            return True
-        if case.served_elsewhere and request.resolver_match is None:
+        if visit.held and self._must_follow_held(request, visit, response):
             return True
         session = request.session
-        if session.session_key != case.session_key:
+        if session.session_key != visit.session_key:
             return True
-        return session.modified and peek(session).get(HASH_SESSION_KEY, "") != case.auth_hash
+        return session.modified and peek(session).get(HASH_SESSION_KEY, "") != visit.case.auth_hash
+
+    def _must_follow_held(
+        self, request: HttpRequest, visit: Visit, response: HttpResponseBase
+    ) -> bool:
+        return (
+            (not visit.answered and "Location" in response.headers)
+            or self._is_unread_try(request, response)
+            or (visit.served_elsewhere and request.resolver_match is None)
+        )
 
     def _leave(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-        case: Case = request._pwexpire_case  # type: ignore[attr-defined]
-        loop = self._find_loop(request, case, response)
+        visit = visit_of(request)
+        loop = self._find_loop(request, visit, response)
         if loop is not None:
             logger.error("%s", loop)
             return unavailable(loop)
-        if case.served_elsewhere and request.resolver_match is None:
+        if visit.served_elsewhere and request.resolver_match is None:
             redirects = 300 <= response.status_code < 400
-            return response if redirects else self._answer(request, case, None)
+            return response if redirects else self._answer(request, visit, None)
         if self._is_unread_try(request, response):
             wrong_old_password(request, unread=True)
-        session = request.session
-        now = read_case(session)
-        try:
-            if now is None or now.user_id != case.user_id:
-                forget_session(case.session_key, if_dead=True)
-                return response
-            if now.auth_hash != case.auth_hash and not getattr(request, "_pwexpire_login", False):
-                self._settle(request, case)
-            if session.session_key != case.session_key and uses_index(get_adapter()):
-                index_session(session.session_key, now.user_id, replaces=case.session_key)
-        except DatabaseFault as error:
-            logger.error("A password change could not be followed up: %s", error)
+        if visit.case is not None:
+            try:
+                self._follow_session(request, visit, visit.case)
+            except DatabaseFault as error:
+                logger.error("A password change could not be followed up: %s", error)
         return response
 
+    def _follow_session(self, request: HttpRequest, visit: Visit, before: Case) -> None:
+        """Another key or another hash: index the session, and let its flag go after a change."""
+        session = request.session
+        now = read_case(session)
+        if now is None or now.user_id != before.user_id:
+            forget_session(visit.session_key, if_dead=True)
+            return
+        if now.auth_hash != before.auth_hash and not visit.logged_in:
+            self._settle(request, before)
+        if session.session_key != visit.session_key and uses_index(get_adapter()):
+            index_session(session.session_key, now.user_id, replaces=visit.session_key)
+
     def _find_loop(
-        self, request: HttpRequest, case: Case, response: HttpResponseBase
+        self, request: HttpRequest, visit: Visit, response: HttpResponseBase
     ) -> str | None:
         """What to say where something sends the user from the change page to a page that is held.
 
         Only asked of a safe request: the answer to a POST is the change itself, or a way out.
         """
-        if not case.held or case.answered or request.method not in ("GET", "HEAD"):
+        if not visit.held or visit.answered or request.method not in ("GET", "HEAD"):
             return None
         there = find_redirect(request, response)
         if there is None:
@@ -132,8 +142,9 @@ class Departure(Enforcement):
         The page is one whose form is none of Django's, and the present password was not found in
         what was sent: nobody can see what was wrong with it.
         """
-        case: Case | None = getattr(request, "_pwexpire_case", None)
-        if case is None or not case.held or not case.reached or request.method != "POST":
+        visit = visit_of(request)
+        case = visit.case
+        if case is None or not visit.held or not visit.reached or request.method != "POST":
             return False
         match = request.resolver_match
         if match is None or not is_foreign_change_page(request, match.func):

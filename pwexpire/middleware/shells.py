@@ -9,10 +9,9 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_asy
 from django.contrib.auth import SESSION_KEY
 from django.http import HttpRequest, HttpResponseBase
 
-from pwexpire.cases import is_suspect
-from pwexpire.feed import feed
+from pwexpire.cases import find_visit
+from pwexpire.middleware.answers import Answer
 from pwexpire.middleware.departure import Departure
-from pwexpire.middleware.enforcement import Answer
 from pwexpire.middleware.tries import may_be_try, verify_try
 from pwexpire.services.changes import Witness, note_server, witness
 from pwexpire.services.guesses import follow_up_wrong
@@ -24,8 +23,8 @@ class PasswordExpiryMiddleware(Departure):
     """Put it after ``AuthenticationMiddleware``.
 
     From the moment a password is expired until it is changed, the sessions of its user reach
-    exempt views only. Override ``should_enforce``, ``is_exempt``, ``get_change_url``,
-    ``get_scope`` or ``handle_held`` for a site's own rules.
+    exempt views only. Override ``should_enforce``, ``real_user``, ``is_exempt``,
+    ``get_change_url``, ``get_scope`` or ``handle_held`` for a site's own rules.
     """
 
     sync_capable = True
@@ -68,47 +67,41 @@ class PasswordExpiryMiddleware(Departure):
             witness.reset(token)
 
     def _decide_sync(self, request: HttpRequest) -> Answer:
-        session = self._session(request)
+        session = self._find_session(request)
         if session is None:
             return None
-        accessed = session.accessed
-        session.get(SESSION_KEY)
+        accessed, fault = session.accessed, None
+        try:
+            session.get(SESSION_KEY)
+        except Exception as error:  # whatever the engine's backend raises
+            fault = error
+        clear = self._is_clear(request, session, fault)
         session.accessed = accessed
-        case = self._open(request, session)
-        if case is None:
-            return None
-        view = feed.current(scope := self.get_scope(request))
-        if view is not None and not is_suspect(case, view):
-            if case.flagged:
-                self._drop_from_memory(request, case)
-            return None
-        return self._examine(request, case, scope)
+        return None if clear else self._examine(request)
 
     async def _decide_async(self, request: HttpRequest) -> Answer:
-        session = self._session(request)
+        session = self._find_session(request)
         if session is None:
             return None
-        accessed = session.accessed
-        await session.aget(SESSION_KEY)
+        accessed, fault = session.accessed, None
+        try:
+            await session.aget(SESSION_KEY)
+        except Exception as error:
+            fault = error
+        clear = self._is_clear(request, session, fault)
         session.accessed = accessed
-        case = self._open(request, session)
-        if case is None:
-            return None
-        view = feed.current(scope := self.get_scope(request))
-        if view is not None and not is_suspect(case, view):
-            if case.flagged:
-                self._drop_from_memory(request, case)
-            return None
-        return await sync_to_async(self._examine)(request, case, scope)
+        return None if clear else await sync_to_async(self._examine)(request)
 
     def _process_view_sync(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
-        if self._has_changed(request):
+        visit = find_visit(request)
+        if self._has_changed(request, visit):
             answer = self._decide_sync(request)
             if answer is not None:
                 return answer
-        answer = self._reach(request, view)
+            visit = find_visit(request)
+        answer = self._reach(request, visit, view)
         if answer is None and may_be_try(request, view):
             answer = verify_try(request, view)
         return answer
@@ -116,11 +109,13 @@ class PasswordExpiryMiddleware(Departure):
     async def _process_view_async(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
-        if self._has_changed(request):
+        visit = find_visit(request)
+        if self._has_changed(request, visit):
             answer = await self._decide_async(request)
             if answer is not None:
                 return answer
-        answer = self._reach(request, view)
+            visit = find_visit(request)
+        answer = self._reach(request, visit, view)
         if answer is None and may_be_try(request, view):
             answer = await sync_to_async(verify_try)(request, view)
         return answer

@@ -20,6 +20,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext, override
 
+from pwexpire.cases import visit_of
 from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import Demand, ExpiryBatch, PasswordRecord, Reason
@@ -98,7 +99,7 @@ def report_failure(request: HttpRequest, user: Any) -> None:
     stripped.method = "POST"
     stripped.path = stripped.path_info = request.path
     stripped.META = {name: request.META[name] for name in REPORTED_META if name in request.META}
-    stripped._pwexpire_change_page = True  # type: ignore[attr-defined]
+    visit_of(stripped).failed_change = True
     name = user.get_username()
     user_login_failed.send_robust(
         sender=__name__,

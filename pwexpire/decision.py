@@ -1,0 +1,256 @@
+"""Whether a request is held. Pure: no request, no query, no clock, no setting is read in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from pwexpire.cases import Case
+from pwexpire.feed import View
+from pwexpire.services.judging import Judgement
+
+
+class Access(Enum):
+    PASS = "pass"
+    HOLD = "hold"
+    # The session is over, and the request goes on as nobody's.
+    END = "end"
+    # The old password is withdrawn: the session is over, and its request is answered with that.
+    LOCKED = "locked"
+
+
+class AccessReason(Enum):
+    OFF = "enforcement is off"
+    DEMANDED_BEFORE_FAULT = "the record cannot be asked, and a demand is known"
+    FAIL_CLOSED = "nothing can be asked, and the site wants nobody to pass then"
+    FAIL_OPEN = "nothing can be asked"
+    NOTHING_NEW = "nothing was demanded since the session was cleared"
+    USER_GONE = "the session names nobody who is there"
+    LEFT_OUT = "the site's own rule leaves the user out"
+    ENDED = "the sessions of the user were ended"
+    NOT_DEMANDED = "nothing is demanded of the user"
+    BACKEND = "the session was opened by an exempt backend"
+    GRACE = "the session was opened by a grace login"
+    REPORTED = "would be held, but is counted only"
+    IMPERSONATOR = "something is demanded of the user who acts as another one"
+    WITHDRAWN = "the old password is withdrawn"
+    DEMANDED = "a change is demanded of the user"
+    BY_HAND = "the flag was set by hand"
+
+
+# What is remembered for a session: the record was asked, and it holds nothing against it.
+CLEARED = frozenset({AccessReason.NOT_DEMANDED, AccessReason.BACKEND, AccessReason.GRACE})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modes:
+    """The settings that decide. Neither ``enforce`` nor ``report_only``: nobody is asked."""
+
+    enforce: bool = True
+    report_only: bool = False
+    fail_closed: bool = False
+    exempt_backends: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What was asked about a session. ``own``: of the user whom it names, ``None`` without one.
+
+    ``real``: of the user who acts as that one. ``left_out``: by a rule of the site.
+    """
+
+    own: Judgement | None = None
+    real: Judgement | None = None
+    usable_password: bool = True
+    left_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AccessDecision:
+    """``good_until``: when a cleared session has to be asked for again, if at any time.
+
+    ``number``: what the flag of a held session gets, if the record was asked. ``require``: what is
+    demanded where the password is withdrawn.
+    """
+
+    access: Access
+    reason: AccessReason
+    good_until: float | None = None
+    number: int | None = None
+    require: str | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """``case`` is ``None`` where the session could not be read, ``facts`` where none were asked."""
+
+    case: Case | None
+    view: View | None
+    facts: Facts | None
+    modes: Modes
+    now: float
+    fault: bool
+
+    @property
+    def judged(self) -> Judgement:
+        """Of the user who really sits there."""
+        assert self.facts is not None and self.facts.own is not None
+        return self.facts.real or self.facts.own
+
+    @property
+    def impersonated(self) -> bool:
+        return self.facts is not None and self.facts.real is not None
+
+    @property
+    def exempt_backend(self) -> bool:
+        return self.case is not None and self.case.backend in self.modes.exempt_backends
+
+    @property
+    def known_before_fault(self) -> bool:
+        case, view = self.case, self.view
+        if not self.fault or case is None or self.modes.report_only or self.exempt_backend:
+            return False
+        return case.known_flagged or (view is not None and is_demanded(case, view))
+
+    @property
+    def nothing_new(self) -> bool:
+        return self.case is None or (
+            self.view is not None and not is_suspect(self.case, self.view, self.now)
+        )
+
+    @property
+    def user_gone(self) -> bool:
+        return self.facts is None or self.facts.own is None
+
+    @property
+    def ended(self) -> bool:
+        """A session of either of them: of the user, or of who acts as that one."""
+        assert self.case is not None and self.facts is not None
+        judged = (self.facts.own, self.facts.real)
+        return any(one is not None and one.ended > self.case.born for one in judged)
+
+    @property
+    def by_hand(self) -> bool:
+        assert self.case is not None and self.facts is not None
+        unnumbered = self.case.flagged and self.case.flag_number is None
+        return unnumbered and self.facts.usable_password and not self.impersonated
+
+    @property
+    def on_grace(self) -> bool:
+        """Whether the login was a grace login, of every rule by which the password aged out."""
+        case, judged = self.case, self.judged
+        assert case is not None
+        if not (case.grace and judged.held_by_age_alone and judged.chosen.policy.grace_logins):
+            return False
+        # Under a rule that began to hold the user after this login, the login was no grace login.
+        return case.ages is None or self.now < case.ages
+
+    @property
+    def number(self) -> int:
+        """An age has no number: it gets one that no session was cleared for.
+
+        So it holds through a fault as well. An expiry that takes the same one holds too.
+        """
+        assert self.view is not None
+        return self.judged.demand or self.view.counter + 1
+
+    @property
+    def good_until(self) -> float | None:
+        if self.exempt_backend:
+            return None
+        return self.judged.grace_ages if self.on_grace else self.judged.ages
+
+
+Row = tuple[Callable[[Question], bool], Access, AccessReason]
+
+# The first row that is true decides. What is above another one is stronger than it.
+ROWS: tuple[Row, ...] = (
+    (
+        lambda q: not (q.modes.enforce or q.modes.report_only),
+        Access.PASS,
+        AccessReason.OFF,
+    ),
+    (lambda q: q.known_before_fault, Access.HOLD, AccessReason.DEMANDED_BEFORE_FAULT),
+    (
+        lambda q: q.fault and q.modes.fail_closed and not q.modes.report_only,
+        Access.HOLD,
+        AccessReason.FAIL_CLOSED,
+    ),
+    (lambda q: q.fault, Access.PASS, AccessReason.FAIL_OPEN),
+    (lambda q: q.nothing_new, Access.PASS, AccessReason.NOTHING_NEW),
+    # Else a flag of nobody's would be looked into at every request.
+    (
+        lambda q: q.user_gone and q.case is not None and q.case.flagged,
+        Access.END,
+        AccessReason.USER_GONE,
+    ),
+    (lambda q: q.user_gone, Access.PASS, AccessReason.USER_GONE),
+    (
+        lambda q: q.facts is not None and q.facts.left_out,
+        Access.PASS,
+        AccessReason.LEFT_OUT,
+    ),
+    # An end was asked for by somebody, so it counts in a trial run and for every backend.
+    (lambda q: q.ended, Access.END, AccessReason.ENDED),
+    (
+        lambda q: not (q.judged.held or q.by_hand),
+        Access.PASS,
+        AccessReason.NOT_DEMANDED,
+    ),
+    (lambda q: q.exempt_backend, Access.PASS, AccessReason.BACKEND),
+    (lambda q: q.on_grace and not q.by_hand, Access.PASS, AccessReason.GRACE),
+    (lambda q: q.modes.report_only, Access.PASS, AccessReason.REPORTED),
+    # In the session of another user there is no page on which to change one's own password.
+    (lambda q: q.impersonated, Access.END, AccessReason.IMPERSONATOR),
+    (lambda q: q.judged.locked, Access.LOCKED, AccessReason.WITHDRAWN),
+    (lambda q: q.judged.held, Access.HOLD, AccessReason.DEMANDED),
+    (lambda q: True, Access.HOLD, AccessReason.BY_HAND),
+)
+
+
+def decide(
+    case: Case | None,
+    view: View | None,
+    facts: Facts | None,
+    modes: Modes,
+    *,
+    now: float,
+    fault: bool = False,
+) -> AccessDecision:
+    """Whether the session of ``case`` reaches its view. ``fault``: something could not be asked."""
+    question = Question(case, view, facts, modes, now, fault)
+    access, reason = next((access, reason) for is_so, access, reason in ROWS if is_so(question))
+    if reason in CLEARED:
+        return AccessDecision(access, reason, good_until=question.good_until)
+    if access is Access.LOCKED:
+        return AccessDecision(access, reason, require=question.judged.require)
+    if reason in (AccessReason.DEMANDED, AccessReason.BY_HAND):
+        return AccessDecision(access, reason, number=question.number)
+    return AccessDecision(access, reason)
+
+
+def is_demanded(case: Case, view: View) -> bool:
+    """Whether more is demanded than this session was cleared for; compares numbers only."""
+    known = view.verdicts.get(case.key) if view.verdicts else None
+    if known is not None:
+        number, flag = known.number, max(known.number, known.flag)
+    else:
+        # Where nobody polls, a session may well be younger than what this process knows.
+        number = flag = case.stamp if case.born <= view.counter or not view.polled else -1
+    if view.floor > number or view.users.get(case.user_id, 0) > number:
+        return True
+    if case.flagged and (case.flag_number is None or case.flag_number > flag):
+        return True
+    return case.real_user_id is not None and view.users.get(case.real_user_id, 0) > number
+
+
+def is_suspect(case: Case, view: View, now: float) -> bool:
+    """Whether the record has to be asked."""
+    if is_demanded(case, view):
+        return True
+    wanted = view.policy_key
+    if wanted is None:
+        return False
+    known = view.verdicts.get(case.key, case) if view.verdicts else case
+    return known.policy_key != wanted or (known.ages is not None and now >= known.ages)

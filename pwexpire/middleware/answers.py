@@ -1,0 +1,136 @@
+"""What a request is answered, and what is left of its session, once that is decided."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AnonymousUser
+from django.db import Error as DatabaseFault
+from django.http import HttpRequest, HttpResponseBase
+from django.urls import ResolverMatch
+
+from pwexpire.cases import Case, Visit, visit_of
+from pwexpire.conf import conf
+from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
+from pwexpire.exceptions import ChangeURLNotFound
+from pwexpire.exemptions import find_match, is_named_page
+from pwexpire.faults import fault_log, logged_fault
+from pwexpire.middleware.hooks import Hooks
+from pwexpire.pages import find_url
+from pwexpire.responses import locked_response, unavailable
+from pwexpire.services.changes import witness
+from pwexpire.sessionstore.base import drop_in_memory, set_in_memory
+from pwexpire.sessionstore.registry import get_adapter
+from pwexpire.signals import expiry_enforced
+
+logger = logging.getLogger("pwexpire")
+
+Answer = HttpResponseBase | None
+
+
+class Answers(Hooks):
+    def _lock(self, request: HttpRequest, case: Case, require: str) -> Answer:
+        """The old password is withdrawn, so nothing is left for this session to do."""
+        self._make_anonymous(request)
+        match = find_match(request)
+        if match is not None and self._may_reach(request, match.func, match):
+            return None
+        response = locked_response(request, require)
+        self._tell_enforced(request, case, response)
+        return response
+
+    def _hold(self, request: HttpRequest, visit: Visit) -> Answer:
+        visit.held = True
+        current = witness.get()
+        if current is not None:
+            current.held = True
+        match = find_match(request)
+        if match is not None and self._may_reach(request, match.func, match):
+            return None
+        return self._answer(request, visit, match)
+
+    def _may_reach(
+        self, request: HttpRequest, view: Callable[..., Any], match: ResolverMatch | None
+    ) -> bool:
+        return self.is_exempt(request, view, match) or is_named_page(request)
+
+    def _reach(self, request: HttpRequest, visit: Visit | None, view: Callable[..., Any]) -> Answer:
+        if visit is None or not visit.held:
+            return None
+        if self._may_reach(request, view, request.resolver_match):
+            visit.reached = True
+            return None
+        return self._answer(request, visit, request.resolver_match)
+
+    def _answer(
+        self, request: HttpRequest, visit: Visit, match: ResolverMatch | None
+    ) -> HttpResponseBase:
+        visit.answered = True
+        request.session.accessed = True
+        try:
+            try:
+                change_url = self.get_change_url(request, match)
+            except DatabaseFault:  # the admin asks who the user is
+                change_url = find_url(conf.change_url, getattr(request, "urlconf", None))
+            response = self.handle_held(request, change_url)
+        except ChangeURLNotFound as error:
+            logger.error("%s", error)
+            return unavailable(str(error))
+        self._tell_enforced(request, visit.case, response)
+        return response
+
+    def _tell_enforced(
+        self, request: HttpRequest, case: Case | None, response: HttpResponseBase
+    ) -> None:
+        assert case is not None
+        expiry_enforced.send_robust(
+            sender=get_user_model(), request=request, user_id=case.user_id, response=response
+        )
+
+    def _make_anonymous(self, request: HttpRequest) -> None:
+        try:
+            request.session.flush()
+        except DatabaseFault as error:
+            fault_log.error("A session could not be ended", error)
+            # It is empty here; to save it would fail again, and as an error of the site's page.
+            request.session.modified = False
+        self._set_anonymous(request)
+
+    def _set_anonymous(self, request: HttpRequest) -> None:
+        """Let nothing that asks for the user of this request get anybody."""
+        request.user = AnonymousUser()
+        # Django keeps whom it loaded there, for everybody who wraps request.user once more.
+        request._cached_user = request._acached_user = request.user  # type: ignore[attr-defined]
+        visit_of(request).case = None
+
+        async def auser() -> AnonymousUser:
+            return AnonymousUser()
+
+        request.auser = auser
+
+    def _drop_from_memory(self, request: HttpRequest, case: Case) -> None:
+        """A flag that was met or lifted, and saved back by an older copy."""
+        drop_in_memory(request.session, SESSION_FLAG)
+        drop_in_memory(request.session, SESSION_DEMAND)
+        case.flagged = False
+
+    def _show_flag(self, request: HttpRequest, case: Case, number: int) -> None:
+        """Into this copy and, where that can be done without harm, into the store."""
+        set_in_memory(request.session, SESSION_FLAG, True)
+        set_in_memory(request.session, SESSION_DEMAND, number)
+        case.flagged, case.flag_number = True, number
+        adapter, key = get_adapter(), request.session.session_key
+        if adapter.supports_flag and key:
+            with logged_fault("A session could not be flagged"):
+                adapter.flag({key: (case.user_id, number)})
+
+    def _drop_stale_flag(self, request: HttpRequest, case: Case) -> None:
+        number = case.flag_number
+        self._drop_from_memory(request, case)
+        adapter, key = get_adapter(), request.session.session_key
+        if adapter.supports_flag and key:
+            with logged_fault("The flag of a session could not be cleared"):
+                adapter.clear({key: (case.user_id, number)})
