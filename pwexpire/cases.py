@@ -51,9 +51,8 @@ class Case:
     def key(self) -> VerdictKey:
         return self.user_id, self.auth_hash, self.born, self.backend, self.grace, self.real_user_id
 
-    @property
-    def known_flagged(self) -> bool:
-        return self.flagged and (self.flag_number is None or self.flag_number > self.stamp)
+    def is_flagged_after(self, number: int) -> bool:
+        return self.flagged and (self.flag_number is None or self.flag_number > number)
 
 
 @dataclass(slots=True)

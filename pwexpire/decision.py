@@ -111,7 +111,7 @@ class Question:
         case, view = self.case, self.view
         if not self.fault or case is None or self.modes.report_only or self.exempt_backend:
             return False
-        return case.known_flagged or (view is not None and is_demanded(case, view))
+        return case.is_flagged_after(case.stamp) or (view is not None and is_demanded(case, view))
 
     @property
     def nothing_new(self) -> bool:
@@ -240,7 +240,7 @@ def is_demanded(case: Case, view: View) -> bool:
         number = flag = case.stamp if case.born <= view.counter or not view.polled else -1
     if view.floor > number or view.users.get(case.user_id, 0) > number:
         return True
-    if case.flagged and (case.flag_number is None or case.flag_number > flag):
+    if case.flagged and case.is_flagged_after(flag):
         return True
     return case.real_user_id is not None and view.users.get(case.real_user_id, 0) > number
 

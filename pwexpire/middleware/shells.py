@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponseBase
 from pwexpire.cases import find_visit
 from pwexpire.middleware.answers import Answer
 from pwexpire.middleware.departure import Departure
-from pwexpire.middleware.tries import may_be_try, verify_try
+from pwexpire.middleware.tries import SAFE_METHODS, may_be_try, verify_try
 from pwexpire.services.changes import Witness, note_server, witness
 from pwexpire.services.guesses import follow_up_wrong
 
@@ -102,7 +102,7 @@ class PasswordExpiryMiddleware(Departure):
                 return answer
             visit = find_visit(request)
         answer = self._reach(request, visit, view)
-        if answer is None and may_be_try(request, view):
+        if answer is None and request.method not in SAFE_METHODS and may_be_try(request, view):
             answer = verify_try(request, view)
         return answer
 
@@ -116,7 +116,7 @@ class PasswordExpiryMiddleware(Departure):
                 return answer
             visit = find_visit(request)
         answer = self._reach(request, visit, view)
-        if answer is None and may_be_try(request, view):
+        if answer is None and request.method not in SAFE_METHODS and may_be_try(request, view):
             answer = await sync_to_async(verify_try)(request, view)
         return answer
 

@@ -27,7 +27,7 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
 
 def may_be_try(request: HttpRequest, view: Callable[..., Any]) -> bool:
     """Whether the present password may have been sent to ``view``; never queries."""
-    return request.method not in SAFE_METHODS and asks_for_old_password(request, view)
+    return asks_for_old_password(request, view)
 
 
 @sensitive_variables()
