@@ -58,6 +58,7 @@ class EnforcementState(models.Model):
         return str(self.counter)
 
 
+# ``db_default``: younger than the table; a process of an older release goes on inserting rows.
 class ExpiryBatch(models.Model):
     """One expiry: whom, why, by whom. It is in force from the moment it has a number."""
 
@@ -73,7 +74,7 @@ class ExpiryBatch(models.Model):
         settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+"
     )
     note = models.TextField(blank=True, default="")
-    selection = models.TextField(blank=True, default="")
+    selection = models.TextField(blank=True, default="", db_default="")
     state = models.CharField(
         max_length=10, choices=BatchState.choices, default=BatchState.STAGING, db_index=True
     )
@@ -125,20 +126,17 @@ class PasswordRecord(models.Model):
     """
 
     user = models.OneToOneField(
-        settings.AUTH_USER_MODEL,
-        primary_key=True,
-        on_delete=models.CASCADE,
-        related_name="pwexpire_record",
+        settings.AUTH_USER_MODEL, models.CASCADE, related_name="pwexpire_record", primary_key=True
     )
     satisfied = models.BigIntegerField(default=0)
     ended = models.BigIntegerField(default=0)
     changed_at = models.DateTimeField(null=True)
     renewed_at = models.DateTimeField(null=True)
     failed_changes = models.PositiveIntegerField(default=0)
-    assumed = models.BooleanField(default=False)
-    grace_used = models.PositiveIntegerField(default=0)
+    assumed = models.BooleanField(default=False, db_default=False)
+    grace_used = models.PositiveIntegerField(default=0, db_default=0)
     given_at = models.DateTimeField(null=True)
-    given_new = models.BooleanField(default=False)
+    given_new = models.BooleanField(default=False, db_default=False)
     given_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+"
     )
@@ -146,7 +144,7 @@ class PasswordRecord(models.Model):
     lockouts_since = models.DateTimeField(null=True)
     lockout_at = models.DateTimeField(null=True)
     lockout_address = models.GenericIPAddressField(null=True)
-    would_hold = models.PositiveIntegerField(default=0)
+    would_hold = models.PositiveIntegerField(default=0, db_default=0)
     would_hold_at = models.DateTimeField(null=True)
 
     class Meta:
@@ -211,20 +209,28 @@ class TraceKind(models.TextChoices):
 
 
 class Cancellation(models.Model):
-    """A cancellation, or a refusal to expire or to cancel; without ``user`` of a whole batch."""
+    """A cancellation, or a refusal to expire or to cancel; without ``user`` of a whole batch.
+
+    Nothing cascades to it: an older table or release must not stop the deletion of a user.
+    """
 
     kind = models.CharField(max_length=20, choices=TraceKind.choices, default=TraceKind.CANCELLED)
     batch = models.ForeignKey(
-        ExpiryBatch, null=True, on_delete=models.SET_NULL, related_name="cancellations"
+        ExpiryBatch, models.SET_NULL, related_name="cancellations", null=True, db_constraint=False
     )
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
+        models.DO_NOTHING,
+        related_name="+",
         null=True,
-        on_delete=models.CASCADE,
-        related_name="pwexpire_cancellations",
+        db_constraint=False,
     )
     actor = models.ForeignKey(
-        settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+"
+        settings.AUTH_USER_MODEL,
+        models.DO_NOTHING,
+        related_name="+",
+        null=True,
+        db_constraint=False,
     )
     note = models.TextField(blank=True, default="")
     created_at = models.DateTimeField(db_index=True)
@@ -259,7 +265,7 @@ class OldPassword(models.Model):
 
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
-        on_delete=models.CASCADE,
+        models.CASCADE,
         related_name="pwexpire_old_passwords",
         db_index=False,
     )
@@ -279,10 +285,7 @@ class Notice(models.Model):
     """An e-mail that was sent, or is being sent: one for each user and ``key``."""
 
     user = models.ForeignKey(
-        settings.AUTH_USER_MODEL,
-        on_delete=models.CASCADE,
-        related_name="pwexpire_notices",
-        db_index=False,
+        settings.AUTH_USER_MODEL, models.CASCADE, related_name="pwexpire_notices", db_index=False
     )
     key = models.CharField(max_length=100)
     created_at = models.DateTimeField()

@@ -39,6 +39,7 @@ from pwexpire.services.stamps import (
     stamp_unjudged,
 )
 from pwexpire.services.status import judge, judge_now, read_counter, take_grace
+from pwexpire.services.trace import erase_user
 from pwexpire.sessionstore.registry import get_adapter
 
 logger = logging.getLogger("pwexpire")
@@ -270,6 +271,11 @@ def _keep_password(user: Any, change: PasswordChange, given: str | None) -> None
 def first_line(error: Exception) -> str:
     """Return what a fault says without its details, which may have the hash."""
     return str(error).partition("\n")[0]
+
+
+def after_user_deleted(sender: Any, instance: Any, using: str, **kwargs: Any) -> None:
+    if using == feed.using:
+        erase_user(instance.pk)
 
 
 def after_migrate(sender: Any, using: str, apps: Any = global_apps, **kwargs: Any) -> None:

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from django.apps import apps
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth import get_user_model
+from django.contrib.auth import BACKEND_SESSION_KEY, SESSION_KEY, get_user_model
 from django.contrib.auth.models import Group
 from django.contrib.redirects.models import Redirect
 from django.db import connection, connections, router
@@ -26,7 +26,7 @@ from pwexpire.services.trace import write_trace
 from tests.support import change_password, is_held
 
 ROOT = Path(__file__).resolve().parent.parent
-USER_ID = "_auth_user_id"
+BACKEND = "django.contrib.auth.backends.ModelBackend"
 
 
 class NeverAsked(SimpleTestCase):
@@ -39,7 +39,7 @@ class NeverAsked(SimpleTestCase):
 
     def open_session(self, **values):
         session = self.client.session
-        session.update({USER_ID: "1", **values})
+        session.update({SESSION_KEY: "1", BACKEND_SESSION_KEY: BACKEND, **values})
         session.save()
         self.client.cookies["sessionid"] = session.session_key
 

@@ -25,9 +25,9 @@ class Migration(migrations.Migration):
                 ('kind', models.CharField(choices=[('cancelled', 'cancelled'), ('expiry_refused', 'expiry refused'), ('cancel_refused', 'cancellation refused')], default='cancelled', max_length=20)),
                 ('note', models.TextField(blank=True, default='')),
                 ('created_at', models.DateTimeField(db_index=True)),
-                ('actor', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('batch', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='cancellations', to='pwexpire.expirybatch')),
-                ('user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='pwexpire_cancellations', to=settings.AUTH_USER_MODEL)),
+                ('actor', models.ForeignKey(db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('batch', models.ForeignKey(db_constraint=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='cancellations', to='pwexpire.expirybatch')),
+                ('user', models.ForeignKey(db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to=settings.AUTH_USER_MODEL)),
             ],
             options={
                 'verbose_name': 'cancellation',

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
+from django.db import Error as DatabaseFault
 from django.utils import timezone
 
-from pwexpire.feed import feed
+from pwexpire.feed import feed, is_missing_table
 from pwexpire.models import Cancellation, TraceKind
-from pwexpire.retries import retried
+from pwexpire.retries import retried, savepoint
 from pwexpire.services.evidence import PAGE, usernames
 from pwexpire.services.selection import CHUNK
+
+logger = logging.getLogger("pwexpire")
 
 
 class CancellationEvidence(NamedTuple):
@@ -38,6 +43,7 @@ def write_trace(
     """Keep a row for each (key of a batch, key of a user) of ``pairs``; either may be ``None``.
 
     Called in the transaction of what it is about, so that neither is there without the other.
+    While the table is not made yet, what is done counts more than its trace, which is logged.
     """
     now = timezone.now()
     by = None if actor is None else actor.pk
@@ -47,7 +53,28 @@ def write_trace(
         )
         for batch, user in pairs
     ]
-    Cancellation.objects.using(feed.using).bulk_create(rows, batch_size=CHUNK)
+    with _without_table(f"{kind} of {[(row.batch_id, row.user_id) for row in rows]} by {by}"):
+        Cancellation.objects.using(feed.using).bulk_create(rows, batch_size=CHUNK)
+
+
+def erase_user(pk: Any) -> None:
+    """Remove the rows about a user, and the key of the user from those by them."""
+    rows = Cancellation.objects.using(feed.using)
+    with _without_table(f"nothing of {pk}"):
+        rows.filter(user=pk).delete()
+        rows.filter(actor=pk).update(actor=None)
+
+
+@contextmanager
+def _without_table(lost: str) -> Iterator[None]:
+    """Go on where ``migrate`` has not made the table yet; ``lost`` is logged."""
+    try:
+        with savepoint(using=feed.using):
+            yield
+    except DatabaseFault as error:
+        if not is_missing_table(feed.using, error):
+            raise
+        logger.error("The trace has no table yet, run manage.py migrate: %s", lost)
 
 
 def cancellation_rows() -> Iterator[CancellationEvidence]:
