@@ -82,11 +82,50 @@ class CancelForm(forms.Form):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """The selected users whom the administrator may act on, and the keys of the others."""
+class AdminAction:
+    """The selected users on whom an administrator may act, and the keys of the others."""
 
+    modeladmin: admin.ModelAdmin[Any]
+    request: HttpRequest
     allowed: QuerySet[Any]
     refused: list[Any]
+
+    def find_lockout(self, kept_out: bool) -> Lockout:
+        out = self.request.user if kept_out else None
+        return find_lockout(Selection(self.allowed, exclude=out), self.request.user)
+
+    def confirm(self, form: forms.Form, action: str, title: str) -> HttpResponse:
+        """Return the page that asks; it posts the selection again."""
+        post = self.request.POST
+        context = {
+            **self.modeladmin.admin_site.each_context(self.request),
+            "opts": self.modeladmin.model._meta,
+            "title": title,
+            "preview": preview_expiry(self.allowed),
+            "lockout": self.find_lockout(kept_out=False),
+            "skipped": name_users(self.refused),
+            "form": form,
+            "action": action,
+            "checkbox_name": ACTION_CHECKBOX_NAME,
+            "selected": post.getlist(ACTION_CHECKBOX_NAME),
+            "select_across": post.get("select_across", "0"),
+            "index": post.get("index", "0"),
+        }
+        self.request.current_app = self.modeladmin.admin_site.name
+        return TemplateResponse(self.request, "admin/pwexpire/confirm.html", context)
+
+    def report_refused(self, kind: TraceKind, note: str) -> None:
+        if self.refused:
+            log_refusal(self.request, self.refused, kind, note)
+            skipped = gettext("Skipped, because you may not do this to them: %(names)s.")
+            words = skipped % {"names": name_users(self.refused)}
+            self.modeladmin.message_user(self.request, words, messages.WARNING)
+
+    def report_done(
+        self, logged: list[Any], summary: str, note: str, batch: ExpiryBatch | None = None
+    ) -> None:
+        log_action(self.request, logged, summary, note, batch)
+        self.modeladmin.message_user(self.request, summary, messages.SUCCESS)
 
 
 @admin.action(description=gettext_lazy("Expire passwords of selected users"))
@@ -94,49 +133,32 @@ def expire_passwords_action(
     modeladmin: admin.ModelAdmin[Any], request: HttpRequest, queryset: QuerySet[Any]
 ) -> HttpResponse | None:
     """Ask, then expire. Needs the permission ``pwexpire.expire_passwords``."""
-    _check_permission(request)
-    ranked = _split_by_rank(modeladmin, request, queryset, cancelling=False)
-
-    def find(kept_out: bool) -> Lockout:
-        out = request.user if kept_out else None
-        return find_lockout(Selection(ranked.allowed, exclude=out), request.user)
-
+    action = _split_by_rank(modeladmin, request, queryset, cancelling=False)
     confirmed = "confirm" in request.POST
-    form = ExpireForm(request.POST if confirmed else FIRST_SHOWN, find_lockout=find)
+    given = request.POST if confirmed else FIRST_SHOWN
+    form = ExpireForm(given, find_lockout=action.find_lockout)
     if not confirmed or not form.is_valid():
-        title = gettext("Expire passwords")
-        return _ask_to_confirm(modeladmin, request, ranked, form, "expire_passwords_action", title)
-    given = form.cleaned_data
-    _report_refused(modeladmin, request, ranked, TraceKind.EXPIRY_REFUSED, given["note"])
-    if ranked.allowed.exists():
-        _expire_allowed(modeladmin, request, ranked.allowed, given)
+        return action.confirm(form, "expire_passwords_action", gettext("Expire passwords"))
+    action.report_refused(TraceKind.EXPIRY_REFUSED, form.cleaned_data["note"])
+    if action.allowed.exists():
+        _expire_allowed(action, form.cleaned_data)
     return None
 
 
-def _expire_allowed(
-    modeladmin: admin.ModelAdmin[Any],
-    request: HttpRequest,
-    users: QuerySet[Any],
-    given: dict[str, Any],
-) -> None:
-    out = request.user if given["keep_me_out"] else None
-    logged, enqueue = list_logged(Selection(users, exclude=out)), _find_enqueuer(users)
+def _expire_allowed(action: AdminAction, given: dict[str, Any]) -> None:
+    actor = action.request.user
+    out = actor if given["keep_me_out"] else None
+    logged = list_logged(Selection(action.allowed, exclude=out))
+    enqueue = _find_enqueuer(action.allowed)
+    values = {name: given[name] for name in ("reason", "require", "sessions", "note")}
     batch = expire_passwords(
-        users,
-        reason=given["reason"],
-        require=given["require"],
-        sessions=given["sessions"],
-        note=given["note"],
-        actor=request.user,
-        exclude=out,
-        defer=enqueue is not None,
+        action.allowed, **values, actor=actor, exclude=out, defer=enqueue is not None
     )
     summary = _describe_batch(batch, enqueued=enqueue is not None)
     # After the summary, which the tasks would change while it is read.
     if enqueue is not None:
         enqueue(batch)
-    log_action(request, logged, summary, given["note"], batch)
-    modeladmin.message_user(request, summary, messages.SUCCESS)
+    action.report_done(logged, summary, given["note"], batch)
 
 
 @admin.action(description=gettext_lazy("Cancel expiry of selected users"))
@@ -144,25 +166,22 @@ def cancel_expiry_action(
     modeladmin: admin.ModelAdmin[Any], request: HttpRequest, queryset: QuerySet[Any]
 ) -> HttpResponse | None:
     """Ask, then cancel the demands. Needs the permission ``pwexpire.expire_passwords``."""
-    _check_permission(request)
-    ranked = _split_by_rank(modeladmin, request, queryset, cancelling=True)
+    action = _split_by_rank(modeladmin, request, queryset, cancelling=True)
     form = CancelForm(request.POST)
     if "confirm" not in request.POST or not form.is_valid():
         title = gettext("Cancel the expiry of passwords")
-        return _ask_to_confirm(modeladmin, request, ranked, form, "cancel_expiry_action", title)
+        return action.confirm(form, "cancel_expiry_action", title)
     note = form.cleaned_data["note"]
-    _report_refused(modeladmin, request, ranked, TraceKind.CANCELLATION_REFUSED, note)
-    if not ranked.allowed.exists():
-        return None
-    logged = list_logged(Selection(ranked.allowed))
-    count = cancel_expiry(ranked.allowed, actor=request.user, note=note)
-    summary = ngettext(
-        "%(count)d user does not have to change the password any more.",
-        "%(count)d users do not have to change the password any more.",
-        count,
-    ) % {"count": count}
-    log_action(request, logged, summary, note)
-    modeladmin.message_user(request, summary, messages.SUCCESS)
+    action.report_refused(TraceKind.CANCELLATION_REFUSED, note)
+    if action.allowed.exists():
+        logged = list_logged(Selection(action.allowed))
+        count = cancel_expiry(action.allowed, actor=request.user, note=note)
+        summary = ngettext(
+            "%(count)d user does not have to change the password any more.",
+            "%(count)d users do not have to change the password any more.",
+            count,
+        ) % {"count": count}
+        action.report_done(logged, summary, note)
     return None
 
 
@@ -172,37 +191,25 @@ def _split_by_rank(
     queryset: QuerySet[Any],
     *,
     cancelling: bool,
-) -> Ranked:
-    """Apply the rule on superusers and oneself first, then the hook of the site."""
+) -> AdminAction:
+    """Apply the permission, the rule on superusers and oneself, then the hook of the site."""
+    if not request.user.has_perm(PERMISSION):
+        raise PermissionDenied
     selection = Selection(queryset)
     own = selection.among([key_text(request.user.pk)]) if cancelling else set()
     refused = find_outranked(request.user, selection) | own
     allowed = queryset.exclude(pk__in=refused) if refused else queryset
     name = "get_cancellable_users" if cancelling else "get_expirable_users"
     hook = getattr(modeladmin, name, None)  # a ModelAdmin without the mixin has none
-    if hook is not None:
-        narrowed = hook(request, allowed)
-        if narrowed is not allowed:
-            for pks in Selection(allowed, exclude=narrowed).chunks():
-                refused.update(pks)
-            # A hook can leave users out, and never add any.
-            allowed = allowed.filter(pk__in=narrowed.values("pk"))
-    return Ranked(allowed=allowed, refused=sorted(refused))
-
-
-def _report_refused(
-    modeladmin: admin.ModelAdmin[Any],
-    request: HttpRequest,
-    ranked: Ranked,
-    kind: TraceKind,
-    note: str,
-) -> None:
-    if not ranked.refused:
-        return
-    log_refusal(request, ranked.refused, kind, note)
-    skipped = gettext("Skipped, because you may not do this to them: %(names)s.")
-    words = skipped % {"names": name_users(ranked.refused)}
-    modeladmin.message_user(request, words, messages.WARNING)
+    narrowed = allowed if hook is None else hook(request, allowed)
+    if narrowed is not allowed:
+        for pks in Selection(allowed, exclude=narrowed).chunks():
+            refused.update(pks)
+        # A hook can leave users out, and never add any.
+        allowed = allowed.filter(pk__in=narrowed.values("pk"))
+    return AdminAction(
+        modeladmin=modeladmin, request=request, allowed=allowed, refused=sorted(refused)
+    )
 
 
 def _find_enqueuer(users: QuerySet[Any]) -> Callable[[ExpiryBatch], None] | None:
@@ -213,37 +220,6 @@ def _find_enqueuer(users: QuerySet[Any]) -> Callable[[ExpiryBatch], None] | None
     from pwexpire.tasks import enqueue_expiry  # not before there is a Tasks framework
 
     return enqueue_expiry
-
-
-def _check_permission(request: HttpRequest) -> None:
-    if not request.user.has_perm(PERMISSION):
-        raise PermissionDenied
-
-
-def _ask_to_confirm(
-    modeladmin: admin.ModelAdmin[Any],
-    request: HttpRequest,
-    ranked: Ranked,
-    form: forms.Form,
-    action: str,
-    title: str,
-) -> HttpResponse:
-    context = {
-        **modeladmin.admin_site.each_context(request),
-        "opts": modeladmin.model._meta,
-        "title": title,
-        "preview": preview_expiry(ranked.allowed),
-        "lockout": find_lockout(Selection(ranked.allowed), request.user),
-        "skipped": name_users(ranked.refused),
-        "form": form,
-        "action": action,
-        "checkbox_name": ACTION_CHECKBOX_NAME,
-        "selected": request.POST.getlist(ACTION_CHECKBOX_NAME),
-        "select_across": request.POST.get("select_across", "0"),
-        "index": request.POST.get("index", "0"),
-    }
-    request.current_app = modeladmin.admin_site.name
-    return TemplateResponse(request, "admin/pwexpire/confirm.html", context)
 
 
 def _describe_batch(batch: ExpiryBatch, *, enqueued: bool) -> str:
