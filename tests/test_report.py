@@ -585,4 +585,5 @@ def test_what_people_read_has_words_and_zones(settings):
     settings.TIME_ZONE = "Europe/Berlin"
     assert formats.show_plain(now.replace(tzinfo=None)) == "2026-01-31 10:05 Europe/Berlin"
     assert [formats.show_plain(timedelta(days)) for days in (1, 90)] == ["1 day", "90 days"]
+    assert formats.show_plain(timedelta(hours=36)) == "1 day, 12:00:00"
     assert formats.show_plain((True, None, "")) == "yes, -, -"

@@ -95,11 +95,17 @@ def show_plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return _show_moment(value)
-    if isinstance(value, timedelta) and not value % DAY:
-        return "1 day" if value == DAY else f"{value.days} days"
+    if isinstance(value, timedelta):
+        return _show_interval(value)
     if isinstance(value, (list, tuple)):
         return ", ".join(map(show_plain, value)) or "-"
     return " ".join(show(value).split())
+
+
+def _show_interval(interval: timedelta) -> str:
+    if interval % DAY:
+        return str(interval)
+    return "1 day" if interval == DAY else f"{interval.days} days"
 
 
 def _show_moment(moment: datetime) -> str:
