@@ -81,12 +81,10 @@ class PasswordExpiryMixin:
             if conf.enforce and conf.fail_closed and not is_missing_table(feed.using, error):
                 raise PermissionDenied from None
             return
-        on_grace = judged.held_by_age_alone and judged.grace > 0
-        if conf.enforce and judged.locked and not on_grace:
-            if self.should_refuse(request, user, judged):
-                if request is not None:
-                    request.pwexpire_refused = str(judged.require)  # type: ignore[attr-defined]
-                raise PermissionDenied
+        if conf.enforce and judged.withdrawn and self.should_refuse(request, user, judged):
+            if request is not None:
+                request.pwexpire_refused = str(judged.require)  # type: ignore[attr-defined]
+            raise PermissionDenied
         if conf.login_validators is not None and not judged.demand and isinstance(password, str):
             expire_if_weak(user, password)
 

@@ -60,12 +60,14 @@ class Visit:
     """All that is kept of one request, in one attribute of it.
 
     ``case``: the session as it came, or as it became on the way to the view; ``None`` if nobody
-    is logged in by it. ``fault``: why it could not be read. ``logged_in``: a login happened.
+    is logged in by it. ``gone_key``: of the cookie, if there is no such session. ``fault``: why
+    it could not be read. ``logged_in``: a login happened.
     ``failed_change``: the request only tells others of a wrong old password on a change page.
     """
 
     session_key: str | None = None
     case: Case | None = None
+    gone_key: str | None = None
     fault: Exception | None = None
     held: bool = False
     answered: bool = False

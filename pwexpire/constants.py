@@ -3,6 +3,7 @@ from __future__ import annotations
 SESSION_FLAG = "password_expired"
 SESSION_DEMAND = "_password_expired_demand"
 SESSION_STAMP = "_pwexpire"
+SESSION_ENDED = "_pwexpire_ended"
 EXEMPT_ATTRIBUTE = "password_expiry_exempt"
 PROBLEM_CODE = "password_expired"
 RESET_CODE = "password_reset_required"

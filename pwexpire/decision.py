@@ -131,6 +131,11 @@ class Question:
         return any(one is not None and one.ended > self.case.born for one in judged)
 
     @property
+    def withdrawn(self) -> bool:
+        kept_in = self.exempt_backend or self.impersonated or self.modes.report_only
+        return self.judged.withdrawn and not kept_in
+
+    @property
     def by_hand(self) -> bool:
         assert self.case is not None and self.facts is not None
         unnumbered = self.case.flagged and self.case.flag_number is None
@@ -190,6 +195,12 @@ ROWS: tuple[Row, ...] = (
         lambda q: q.facts is not None and q.facts.left_out,
         Access.PASS,
         AccessReason.LEFT_OUT,
+    ),
+    # Who was logged out because the password is withdrawn learns why.
+    (
+        lambda q: q.ended and q.withdrawn,
+        Access.LOCKED,
+        AccessReason.WITHDRAWN,
     ),
     # An end was asked for by somebody, so it counts in a trial run and for every backend.
     (lambda q: q.ended, Access.END, AccessReason.ENDED),

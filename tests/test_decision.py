@@ -149,6 +149,9 @@ def expect(cell):
     if cell.left_out:
         return Access.PASS
     if cell.record in ENDING or cell.root in ENDING:
+        alone = cell.root is None and cell.mode != "report"
+        if alone and cell.record in LOCKING and cell.login != "by an exempt backend":
+            return Access.LOCKED  # law 7: they learn why
         return Access.END  # an end is no demand: it counts for everybody
     # Law 10 and the hook: of whom is it demanded? Of who sits there.
     who = cell.root or cell.record
@@ -167,7 +170,7 @@ def cells():
         plain = Cell(*values)
         yield plain
         for change in ({"fault": True}, {"gone": True}, {"left_out": True}):
-            if plain.record in ("a change", "an end"):
+            if plain.record in ("a change", "an end", "an end and a reset"):
                 yield replace(plain, **change)
         if plain.record in ("nothing", "a change", "an end"):
             yield from (replace(plain, root=root) for root in RECORDS)

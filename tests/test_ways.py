@@ -23,7 +23,10 @@ from pwexpire.models import ExpiryBatch, PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.services import Reason, Require, SessionAction
 from pwexpire.services.evidence import evaluate
+from pwexpire.services.selection import Selection
+from pwexpire.services.sessions import find_sessions
 from pwexpire.services.status import read_state, take_grace
+from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.signals import expiry_enforced
 from tests.factories import UserFactory
 from tests.support import NEW, OLD, change_password, is_held, session_of, store_session
@@ -134,6 +137,7 @@ def test_reset_ends_sessions_and_refuses_the_login(engine, server, alice, refusi
     browser = login(server, alice)
     store_session(browser, cart=["pen"])
     services.expire_passwords(alice, require=Require.RESET, reason=Reason.COMPROMISED)
+    assert browser.get("/")["Location"] == "/accounts/password_reset/"
     assert browser.get("/").content == b"anonymous"
     before = fetch(alice).last_login
     thief, answer = try_login(server, alice)
@@ -184,6 +188,88 @@ def test_a_session_that_cannot_be_reached_is_led_to_the_reset(server, alice, ref
     assert response["Location"] == "/accounts/password_reset/"
     assert response["Cache-Control"] == "no-store" and seen == [str(alice.pk)]
     assert browser.get("/").content == b"anonymous"
+
+
+@pytest.mark.parametrize("index", [None, True])
+@pytest.mark.parametrize("require", [Require.RESET, Require.DENY])
+def test_whose_session_was_ended_learns_why_once(
+    engine, server, alice, bob, refusing, settings, require, index
+):
+    settings.PWEXPIRE_SESSION_INDEX = index
+    browser, script, other = login(server, alice), login(server, alice), login(server, bob)
+    services.expire_passwords(alice, require=require)
+    answer = browser.get("/")
+    if require == Require.RESET:
+        assert answer["Location"] == "/accounts/password_reset/"
+    else:
+        assert answer.status_code == 403 and b"Ask an administrator" in answer.content
+    assert answer["Cache-Control"] == "no-store"
+    assert browser.get("/").content == b"anonymous"
+    problem = script.post("/json/", {}, content_type="application/json").json()
+    assert problem["code"] == f"password_{'reset_required' if require == 'reset' else 'denied'}"
+    assert script.get("/").content == b"anonymous"
+    assert other.get("/").content == b"bob"
+    stranger = server()
+    stranger.cookies["sessionid"] = "x" * 32
+    assert stranger.get("/").content == b"anonymous"
+
+
+def test_everyone_learns_why(engine, server, alice, refusing):
+    browser = login(server, alice)
+    services.expire_everyone(require=Require.RESET)
+    assert browser.get("/")["Location"] == "/accounts/password_reset/"
+    assert browser.get("/").content == b"anonymous"
+
+
+def test_nobody_is_told_what_is_no_longer_true(engine, server, alice, bob, refusing, settings):
+    browser, late, off, gone = (login(server, alice) for _ in range(4))
+    theirs = login(server, bob)
+    services.expire_passwords([alice, bob], require=Require.RESET)
+    settings.PWEXPIRE_ENFORCE = False
+    assert off.get("/plain/").status_code == 200
+    settings.PWEXPIRE_ENFORCE = True
+    assert late.get("/exempt/").content == b"exempt"
+    services.cancel_expiry(alice)
+    assert browser.get("/").content == b"anonymous"
+    get_user_model().objects.filter(pk=bob.pk).delete()
+    assert theirs.get("/").content == b"anonymous"
+    assert gone.get("/").content == b"anonymous"
+
+
+@pytest.mark.parametrize("require", [Require.CHANGE, None])
+def test_other_ends_say_nothing(engine, server, alice, refusing, require):
+    browser = login(server, alice)
+    if require is None:
+        services.end_sessions(alice)
+    else:
+        services.expire_passwords(alice, require=require, sessions=SessionAction.END)
+    assert browser.get("/").content == b"anonymous"
+
+
+def test_a_rule_of_the_site_leaves_the_user_out(server, alice, refusing):
+    browser, other = login(server, alice), login(server, alice)
+    services.expire_passwords(alice, require=Require.RESET)
+    with mock.patch(
+        "pwexpire.middleware.PasswordExpiryMiddleware.should_enforce", return_value=False
+    ):
+        assert browser.get("/").content == b"anonymous"
+    with mock.patch("pwexpire.middleware.ended.judge", side_effect=DatabaseError("down")):
+        assert other.get("/").content == b"anonymous"
+
+
+def test_the_trace_of_a_session_is_none_of_a_user(engine, alice, refusing):
+
+    browser = login(Client, alice)
+    key = browser.cookies["sessionid"].value
+    services.expire_passwords(alice, require=Require.RESET)
+    adapter = get_adapter()
+    services.expire_passwords(alice, require=Require.DENY)
+    assert not any(find_sessions(Selection(alice)))
+    adapter.end({key: str(alice.pk)}, trace=True)  # what an index would have found
+    if adapter.supports_end:
+        adapter._leave_trace(key, str(alice.pk))  # as a run does that goes on with a killed one
+    assert adapter.take_trace(key) == (str(alice.pk) if adapter.supports_end else None)
+    assert adapter.take_trace(key) is None
 
 
 @pytest.fixture

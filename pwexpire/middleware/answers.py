@@ -39,7 +39,7 @@ class Answers(Hooks):
         if match is not None and self._may_reach(request, match.func, match):
             return None
         response = locked_response(request, require)
-        self._tell_enforced(request, case, response)
+        self._tell_enforced(request, case.user_id, response)
         return response
 
     def _hold(self, request: HttpRequest, visit: Visit) -> Answer:
@@ -68,6 +68,7 @@ class Answers(Hooks):
     def _answer(
         self, request: HttpRequest, visit: Visit, match: ResolverMatch | None
     ) -> HttpResponseBase:
+        assert visit.case is not None
         visit.answered = True
         request.session.accessed = True
         try:
@@ -79,15 +80,14 @@ class Answers(Hooks):
         except ChangeURLNotFound as error:
             logger.error("%s", error)
             return unavailable(str(error))
-        self._tell_enforced(request, visit.case, response)
+        self._tell_enforced(request, visit.case.user_id, response)
         return response
 
     def _tell_enforced(
-        self, request: HttpRequest, case: Case | None, response: HttpResponseBase
+        self, request: HttpRequest, user_id: str, response: HttpResponseBase
     ) -> None:
-        assert case is not None
         expiry_enforced.send_robust(
-            sender=get_user_model(), request=request, user_id=case.user_id, response=response
+            sender=get_user_model(), request=request, user_id=user_id, response=response
         )
 
     def _make_anonymous(self, request: HttpRequest) -> None:

@@ -36,7 +36,8 @@ from pwexpire.decision import (
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.faults import fault_log, logged_fault
 from pwexpire.feed import Verdict, View, feed
-from pwexpire.middleware.answers import Answer, Answers
+from pwexpire.middleware.answers import Answer
+from pwexpire.middleware.ended import EndedSessions
 from pwexpire.models import Require
 from pwexpire.responses import unavailable
 from pwexpire.retries import retried
@@ -49,7 +50,7 @@ COUNTED_SECONDS = 3600
 UNAVAILABLE = "The service cannot check sessions at the moment. Try again soon."
 
 
-class Enforcement(Answers):
+class Enforcement(EndedSessions):
     """By the session alone where that is enough; only for a suspect the record is asked."""
 
     # Fetch.
@@ -67,11 +68,15 @@ class Enforcement(Answers):
         return session
 
     def _is_clear(
-        self, request: HttpRequest, session: SessionBase, fault: Exception | None
+        self,
+        request: HttpRequest,
+        session: SessionBase,
+        key: str | None,
+        fault: Exception | None,
     ) -> bool:
         """Whether the session passes by what it says itself; never queries.
 
-        ``fault``: the session could not be loaded.
+        ``key``: as the cookie has it. ``fault``: the session could not be loaded.
         """
         visit: Visit | None = getattr(request, VISIT, None)
         if visit is None:
@@ -82,7 +87,8 @@ class Enforcement(Answers):
         if fault is not None:
             return False
         if case is None:
-            return True
+            visit.gone_key = key if session.session_key is None else None
+            return visit.gone_key is None
         real = self.real_user(request)
         if real is not None:
             real_user_id = str(getattr(real, "pk", real))
@@ -138,7 +144,7 @@ class Enforcement(Answers):
         if decision.reason is AccessReason.FAIL_CLOSED:
             return unavailable(UNAVAILABLE)
         if visit.case is None:
-            return None
+            return self._answer_ended(request, visit.gone_key) if visit.gone_key else None
         return self._carry_out(request, visit, visit.case, view, decision)
 
     def _find_facts(self, request: HttpRequest, case: Case) -> Facts:

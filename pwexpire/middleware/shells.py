@@ -70,12 +70,12 @@ class PasswordExpiryMiddleware(Departure):
         session = self._find_session(request)
         if session is None:
             return None
-        accessed, fault = session.accessed, None
+        key, accessed, fault = session.session_key, session.accessed, None
         try:
             session.get(SESSION_KEY)
         except Exception as error:  # whatever the engine's backend raises
             fault = error
-        clear = self._is_clear(request, session, fault)
+        clear = self._is_clear(request, session, key, fault)
         session.accessed = accessed
         return None if clear else self._examine(request)
 
@@ -83,12 +83,12 @@ class PasswordExpiryMiddleware(Departure):
         session = self._find_session(request)
         if session is None:
             return None
-        accessed, fault = session.accessed, None
+        key, accessed, fault = session.session_key, session.accessed, None
         try:
             await session.aget(SESSION_KEY)
         except Exception as error:
             fault = error
-        clear = self._is_clear(request, session, fault)
+        clear = self._is_clear(request, session, key, fault)
         session.accessed = accessed
         return None if clear else await sync_to_async(self._examine)(request)
 

@@ -88,6 +88,11 @@ class Judgement:
         """The old password is worth nothing."""
         return self.require in (Require.RESET, Require.DENY)
 
+    @property
+    def withdrawn(self) -> bool:
+        """The same, and no grace login is left for which it is still good."""
+        return self.locked and not (self.held_by_age_alone and self.grace)
+
 
 @dataclass(frozen=True)
 class Cause:

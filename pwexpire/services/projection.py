@@ -18,6 +18,7 @@ from django.contrib.auth import get_user_model
 from django.db import connections
 from django.db.models import F, QuerySet
 
+from pwexpire.constants import LOCKING
 from pwexpire.feed import feed
 from pwexpire.models import (
     GIVEN_OUT,
@@ -183,7 +184,7 @@ def _project_part(batch: ExpiryBatch, lower: str, upper: str) -> int:
     for owners in _find_owners(batch, lower, upper):
         seen += len(owners)
         if batch.sessions == SessionAction.END:
-            outcomes.update(delete_sessions(owners))
+            outcomes.update(delete_sessions(owners, trace=batch.require in LOCKING))
         elif owners:
             number = batch.number
             wanted = {key: (key_text(pk), number) for key, pk in owners.items()}

@@ -107,9 +107,10 @@ def _find_indexed(selection: Selection) -> Iterator[Owners]:
         yield from (dict(page) for page in pages(entries, "user_id") if page)
 
 
-def delete_sessions(owners: Mapping[str, Any]) -> Counter[Outcome]:
+def delete_sessions(owners: Mapping[str, Any], *, trace: bool) -> Counter[Outcome]:
+    """``trace``: their browsers will be answered with the reason, once."""
     adapter = get_adapter()
-    outcomes = adapter.end({key: key_text(pk) for key, pk in owners.items()})
+    outcomes = adapter.end({key: key_text(pk) for key, pk in owners.items()}, trace=trace)
     if uses_index(adapter) and not outcomes[Outcome.FAILED]:  # else they are needed once more
         # A login that has made its row and not written it yet keeps its entry, for the next time.
         dead = set(owners) - adapter.alive(list(owners))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 from django.contrib.auth import SESSION_KEY
-from django.contrib.sessions.backends.base import SessionBase
+from django.contrib.sessions.backends.base import CreateError, SessionBase
+from django.utils.crypto import salted_hmac
 
-from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
+from pwexpire.constants import SESSION_DEMAND, SESSION_ENDED, SESSION_FLAG
 
 logger = logging.getLogger("pwexpire")
 
@@ -77,6 +79,18 @@ def is_forbidden_query(error: Exception) -> bool:
     return isinstance(error, AssertionError) or type(error) is RuntimeError
 
 
+# How long a browser can be told that its session was ended because the password was withdrawn.
+TRACE_KEPT = timedelta(days=7)
+
+
+def derive_trace_key(key: str) -> str:
+    """The key of the session that stands for one that was ended; nobody can make it from outside.
+
+    Under the old key a running request could save its copy over it, and be logged in again.
+    """
+    return salted_hmac("pwexpire.ended", key).hexdigest()[:32]
+
+
 class SessionAdapter:
     """An engine with keys on the server and no more: sessions can be ended one by one."""
 
@@ -114,12 +128,15 @@ class SessionAdapter:
         """Take away a flag that stands for the given demand or an older one."""
         return Counter({Outcome.UNSUPPORTED: len(wanted)})
 
-    def end(self, wanted: Mapping[str, str]) -> Counter[Outcome]:
-        """Delete sessions, session key -> whose it has to be."""
+    def end(self, wanted: Mapping[str, str], *, trace: bool = False) -> Counter[Outcome]:
+        """Delete sessions, session key -> whose it has to be. ``trace``: leave one of each."""
         outcomes: Counter[Outcome] = Counter()
         for key, user_id in wanted.items():
             try:
-                outcomes[self._end_one(key, user_id)] += 1
+                outcome = self._end_one(key, user_id)
+                if trace and outcome is Outcome.ENDED:
+                    self._leave_trace(key, user_id)
+                outcomes[outcome] += 1
             except Exception as error:  # whatever the engine's backend raises
                 if is_forbidden_query(error):
                     raise
@@ -137,6 +154,23 @@ class SessionAdapter:
             return Outcome.GONE
         store.delete(key)
         return Outcome.ENDED
+
+    def _leave_trace(self, key: str, user_id: str) -> None:
+        store: Any = self.store_class(derive_trace_key(key))
+        store._session_cache = {SESSION_ENDED: user_id}
+        store.set_expiry(TRACE_KEPT)
+        with suppress(CreateError):  # left by a run that was killed after it
+            store.save(must_create=True)
+
+    def take_trace(self, key: str) -> str | None:
+        """Whose the session was that had this key and was ended with a trace; asked once."""
+        if not self.supports_end:
+            return None
+        store = self.store_class(derive_trace_key(key))
+        user_id: str | None = store.get(SESSION_ENDED)
+        if user_id is not None:
+            store.delete()
+        return user_id
 
     def alive(self, keys: Collection[str]) -> set[str]:
         """Those of ``keys`` that still exist."""

@@ -15,13 +15,15 @@ from django.db import Error, connections, models, router, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
+from pwexpire.constants import SESSION_DEMAND, SESSION_ENDED, SESSION_FLAG
 from pwexpire.retries import in_transaction, is_conflict
 from pwexpire.sessionstore.base import (
+    TRACE_KEPT,
     Outcome,
     SessionAdapter,
     StoredSession,
     Wanted,
+    derive_trace_key,
     is_forbidden_query,
     logger,
     shorten,
@@ -125,8 +127,8 @@ class RowAdapter(SessionAdapter):
         edit = partial(self._edit_chunk, edit=_drop_flag, done=Outcome.CLEARED)
         return self._work_in_chunks(wanted, edit, "written")
 
-    def end(self, wanted: Mapping[str, str]) -> Counter[Outcome]:
-        return +self._work_in_chunks(wanted, self._end_chunk, "ended")
+    def end(self, wanted: Mapping[str, str], *, trace: bool = False) -> Counter[Outcome]:
+        return +self._work_in_chunks(wanted, partial(self._end_chunk, trace=trace), "ended")
 
     def _work_in_chunks(
         self, wanted: Mapping[str, T], work: Callable[[dict[str, T]], Counter[Outcome]], done: str
@@ -144,8 +146,9 @@ class RowAdapter(SessionAdapter):
                 outcomes[Outcome.FAILED] += len(chunk)
         return outcomes
 
-    def _end_chunk(self, wanted: Mapping[str, str]) -> Counter[Outcome]:
-        ended = in_transaction(partial(self._delete_rows, wanted), using=self.using)
+    def _end_chunk(self, wanted: Mapping[str, str], *, trace: bool) -> Counter[Outcome]:
+        delete = partial(self._delete_rows, wanted, trace=trace)
+        ended = in_transaction(delete, using=self.using)
         # All of the chunk: a copy may have outlived its row in an earlier run.
         forgotten = self.forget(wanted)
         if connections[self.using].in_atomic_block:  # until then a request may copy the row
@@ -154,7 +157,7 @@ class RowAdapter(SessionAdapter):
             return Counter({Outcome.FAILED: len(wanted)})
         return Counter({Outcome.ENDED: ended, Outcome.GONE: len(wanted) - ended})
 
-    def _delete_rows(self, wanted: Mapping[str, str]) -> int:
+    def _delete_rows(self, wanted: Mapping[str, str], *, trace: bool) -> int:
         store = self.store_class()
         rows = self._find_rows(live_only=False).filter(pk__in=list(wanted))
         mine = [
@@ -164,6 +167,18 @@ class RowAdapter(SessionAdapter):
         ]
         # The total would count what the site lets cascade from its sessions.
         _, deleted = rows.filter(pk__in=mine).delete()
+        # With a user column it would be one of the sessions that the site shows to its user.
+        if trace and self.user_column is None:
+            expires = timezone.now() + TRACE_KEPT
+            traces = [
+                self.model(
+                    pk=derive_trace_key(key),
+                    session_data=store.encode({SESSION_ENDED: wanted[key]}),
+                    expire_date=expires,
+                )
+                for key in mine
+            ]
+            self.model._base_manager.using(self.using).bulk_create(traces, ignore_conflicts=True)
         return deleted.get(self.model._meta.label, 0)
 
     def forget(self, keys: Collection[str]) -> bool:

@@ -98,7 +98,7 @@ class CookieAdapter(SessionAdapter):
     supports_end = False
     supports_index = False
 
-    def end(self, wanted: Mapping[str, str]) -> Counter[Outcome]:
+    def end(self, wanted: Mapping[str, str], *, trace: bool = False) -> Counter[Outcome]:
         return Counter({Outcome.UNSUPPORTED: len(wanted)})
 
     def alive(self, keys: Collection[str]) -> set[str]:
