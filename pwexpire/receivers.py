@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -55,38 +56,51 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
     session = getattr(request, "session", None)
     if not names_user(session, user):
         session = None
-    backend = session.get(BACKEND_SESSION_KEY) if session is not None else None
-    if not _is_taken_over(request) and backend not in conf.exempt_backends:
+    if not _is_taken_over(request) and not _is_exempt(session):
         after_login(request, user)
     if session is None:
         return
     visit_of(request).logged_in = True
+    _stamp_login(request, session, user)
+    if session.session_key is None and uses_index(get_adapter()):
+        session.create()
+    _at_commit(
+        partial(index_session, session.session_key, user.pk), "A session could not be indexed"
+    )
+
+
+def _stamp_login(request: HttpRequest | None, session: SessionBase, user: Any) -> None:
     try:
         with savepoint(using=feed.using):
             counter, judged = retried(partial(judge_now, user), using=feed.using)
     except DatabaseFault as error:
         logger.warning("A login could not be judged, its next request will be: %s", error)
         stamp_unjudged(session, feed.last_counter())
-    else:
+        return
+    if judged.failed_changes:
         renew_attempts(user)
-        grace = _takes_grace(request, session, user, judged)
-        stamp_session(session, counter, judged, grace=grace)
-        exempt = backend in conf.exempt_backends
-        if judged.held and not grace and not exempt and conf.enforce:
-            set_flag(session, judged.demand or counter)
-        else:
-            clear_numbered_flag(session)
-    if session.session_key is None and uses_index(get_adapter()):
-        session.create()
-    key = session.session_key
+    grace = _takes_grace(request, session, user, judged)
+    stamp_session(session, counter, judged, grace=grace)
+    if judged.held and not grace and not _is_exempt(session) and conf.enforce:
+        set_flag(session, judged.demand or counter)
+    else:
+        clear_numbered_flag(session)
 
-    def work() -> None:
+
+def _at_commit(work: Callable[[], Any], failure: str) -> None:
+    """Run ``work`` on the index at the commit; a fault of it fails no login and no logout."""
+
+    def run() -> None:
         try:
-            index_session(key, user.pk)
+            work()
         except DatabaseFault as error:
-            logger.error("A session could not be indexed: %s", error)
+            logger.error("%s: %s", failure, error)
 
-    transaction.on_commit(work, using=feed.using, robust=True)
+    transaction.on_commit(run, using=feed.using, robust=True)
+
+
+def _is_exempt(session: SessionBase | None) -> bool:
+    return session is not None and session.get(BACKEND_SESSION_KEY) in conf.exempt_backends
 
 
 def _is_taken_over(request: HttpRequest | None) -> bool:
@@ -102,7 +116,7 @@ def _takes_grace(
         return False
     if not (judged.held_by_age_alone and judged.grace and conf.enforce):
         return False
-    if session.get(BACKEND_SESSION_KEY) in conf.exempt_backends:
+    if _is_exempt(session):
         return False
     try:
         with savepoint(using=feed.using):
@@ -117,15 +131,14 @@ def on_logout(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any
     session = getattr(request, "session", None)
     if session is None or not names_user(session, user):
         return  # a logout by token ends no session
-    key = session.session_key
+    _at_commit(partial(_forget, session.session_key), "A session could not leave the index")
 
-    def work() -> None:
-        try:
-            forget_session(key)
-        except DatabaseFault as error:
-            logger.error("A session could not leave the index: %s", error)
 
-    transaction.on_commit(work, using=feed.using, robust=True)
+def _forget(session_key: str | None) -> None:
+    forget_session(session_key)
+    current = witness.get()
+    if current is not None:
+        current.forgotten = session_key  # so that the middleware need not ask whether it is gone
 
 
 def before_user_saved(

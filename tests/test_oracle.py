@@ -368,6 +368,7 @@ def test_the_admin_sets_the_password_of_another_user_by_the_same_rules(client, r
 def test_a_login_succeeds_though_the_count_cannot_begin_anew(client, alice, caplog):
     from django.db import OperationalError
 
+    PasswordRecord.objects.update(failed_changes=1)
     with mock.patch.object(attempts, "savepoint", side_effect=OperationalError("read-only")):
         client.post("/accounts/login/", {"username": "alice", "password": OLD})
     assert client.get("/").content == b"alice"

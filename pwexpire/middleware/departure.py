@@ -14,7 +14,7 @@ from django.db import Error as DatabaseFault
 from django.forms import BaseForm
 from django.http import HttpRequest, HttpResponseBase
 
-from pwexpire.cases import VISIT, Case, Visit, names_user, read_case, visit_of
+from pwexpire.cases import VISIT, Case, Visit, is_user, names_user, read_case, visit_of
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.exemptions import explain_loop, find_match, find_redirect, is_foreign_change_page
 from pwexpire.feed import feed
@@ -77,7 +77,9 @@ class Departure(Enforcement):
         session = request.session
         now = read_case(session)
         if now is None or now.user_id != before.user_id:
-            forget_session(visit.session_key, if_dead=True)
+            current = witness.get()
+            if current is None or current.forgotten != visit.session_key:
+                forget_session(visit.session_key, if_dead=True)
             return
         if now.auth_hash != before.auth_hash and not visit.logged_in:
             self._settle(request, before)
@@ -107,14 +109,14 @@ class Departure(Enforcement):
 
     def _settle(self, request: HttpRequest, case: Case) -> None:
         """The auth hash was refreshed: the flag leaves if the password really changed."""
-        user = get_user_model()._base_manager.using(feed.using).get(pk=case.user_id)
-        if case.auth_hash in (user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()):
-            return  # only SECRET_KEY was rotated
         current = witness.get()
-        # A new hash of the session alone says nothing: the hasher may have been upgraded, or the
-        # hash has more than the password in it.
-        if current is None or not current.judged.get(str(user.pk)):
+        # A new hash of the session alone says nothing: the hasher may have been upgraded, the
+        # SECRET_KEY rotated, or the hash has more than the password in it.
+        if current is None or not current.judged.get(case.user_id):
             return
+        user: Any = request.user
+        if not is_user(user, case.user_id):
+            user = get_user_model()._base_manager.using(feed.using).get(pk=case.user_id)
         counter, judged = retried(partial(judge_now, user), using=feed.using)
         if judged.held:
             return

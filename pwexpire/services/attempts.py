@@ -47,10 +47,10 @@ UNREAD_FACTOR = 4
 def take_attempt(user: Any) -> bool:
     """Count a try at the old password before it is looked at; false if there is none left."""
     records = PasswordRecord.objects.using(feed.using)
-    records.get_or_create(user_id=user.pk)
     mine = records.filter(pk=user.pk, failed_changes__lt=conf.change_attempts)
     # One conditional statement: of two at the same time one sees the count of the other.
-    return bool(mine.update(failed_changes=F("failed_changes") + 1))
+    take = partial(mine.update, failed_changes=F("failed_changes") + 1)
+    return bool(take() or (records.get_or_create(user_id=user.pk)[1] and take()))
 
 
 def give_back_attempt(user: Any) -> None:

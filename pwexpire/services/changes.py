@@ -32,7 +32,8 @@ class Witness:
     """What was seen during one request. ``judged``: primary key -> was it a real change.
 
     ``knows_old``: whether the present password was sent, ``counted``: as a try that is in the
-    record, ``reported``: which was a wrong one and is followed up.
+    record, ``reported``: which was a wrong one and is followed up. ``forgotten``: the key of a
+    session that a logout took out of the index.
     """
 
     request: HttpRequest | None = None
@@ -41,6 +42,7 @@ class Witness:
     counted: bool = False
     reported: bool = False
     judged: dict[str, bool] = field(default_factory=dict)
+    forgotten: str | None = None
 
 
 def testify(user: Any, *, real: bool) -> None:

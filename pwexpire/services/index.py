@@ -7,12 +7,13 @@ from itertools import islice
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.db import IntegrityError
 from django.utils import timezone
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState, SessionEntry
-from pwexpire.retries import in_transaction, retried
+from pwexpire.retries import in_transaction, retried, savepoint
 from pwexpire.services.selection import CHUNK, Selection, all_users, key_text
 from pwexpire.services.staging import Progress
 from pwexpire.services.status import read_state
@@ -40,29 +41,47 @@ def index_session(session_key: str | None, user_id: Any, *, replaces: str | None
         return
 
     owner = get_user_model()._meta.pk.to_python(user_id)
-
-    def work() -> None:
-        entries = SessionEntry.objects.using(feed.using)
-        # A rotation that failed leaves the old session alive.
-        if replaces and replaces != session_key and not adapter.alive([replaces]):
-            entries.filter(pk=replaces).delete()
-        if not session_key or len(session_key) > KEY_MAX:
+    # A rotation that failed leaves the old session alive.
+    rotated = bool(replaces) and replaces != session_key and not adapter.alive([replaces or ""])
+    if session_key and len(session_key) <= KEY_MAX:
+        entry = SessionEntry(session_key=session_key, user_id=owner, created_at=timezone.now())
+        if rotated and retried(partial(_move_entry, replaces, entry), using=feed.using):
             return
-        entries.update_or_create(
-            pk=session_key, defaults={"user_id": owner, "created_at": timezone.now()}
-        )
-        # The oldest hundred, so that no login has to pay for all that a user ever had.
-        old = list(
-            entries.filter(user_id=owner)
-            .exclude(pk=session_key)
-            .order_by("created_at")
-            .values_list("pk", flat=True)[:100]
-        )
-        if old:
-            dead = set(old) - adapter.alive(old)
-            entries.filter(pk__in=dead).delete()
+        retried(partial(_add_entry, entry), using=feed.using)
+        _drop_dead(adapter, entry)
+    if rotated:
+        forget_session(replaces)
 
-    in_transaction(work, using=feed.using)
+
+def _move_entry(replaces: str | None, entry: SessionEntry) -> bool:
+    """Give the entry of a rotated session its new key; false if it has to be added."""
+    values = {"session_key": entry.pk, "user_id": entry.user_id, "created_at": entry.created_at}
+    try:
+        with savepoint(using=feed.using):
+            rows = SessionEntry.objects.using(feed.using).filter(pk=replaces)
+            return bool(rows.update(**values))
+    except IntegrityError:  # the login of this request added the new one already
+        return False
+
+
+def _add_entry(entry: SessionEntry) -> None:
+    """One statement and no transaction: nothing is lost if the process ends after it."""
+    try:
+        with savepoint(using=feed.using):
+            entry.save(using=feed.using, force_insert=True)
+    except IntegrityError:
+        rows = SessionEntry.objects.using(feed.using).filter(pk=entry.pk)
+        rows.update(user_id=entry.user_id, created_at=entry.created_at)
+
+
+def _drop_dead(adapter: SessionAdapter, entry: SessionEntry) -> None:
+    """Remove the entries of the same user whose sessions are gone."""
+    others = SessionEntry.objects.using(feed.using).filter(user_id=entry.user_id)
+    oldest = others.exclude(pk=entry.pk).order_by("created_at").values_list("pk", flat=True)
+    known = list(oldest[:100])
+    dead = set(known) - adapter.alive(known) if known else set()
+    if dead:
+        in_transaction(others.filter(pk__in=dead).delete, using=feed.using)
 
 
 def note_gap(adapter: SessionAdapter) -> None:
@@ -82,8 +101,9 @@ def forget_session(session_key: str | None, *, if_dead: bool = False) -> None:
         return
     if if_dead and adapter.alive([session_key]):
         return
-    entry = SessionEntry.objects.using(feed.using).filter(pk=session_key)
-    in_transaction(entry.delete, using=feed.using)
+    # Of one instance, which takes one statement; of a QuerySet it is a transaction.
+    entry = SessionEntry(pk=session_key)
+    retried(partial(entry.delete, using=feed.using), using=feed.using)
 
 
 def build_index(adapter: SessionAdapter, progress: Progress | None = None) -> int:

@@ -49,7 +49,7 @@ class Judgement:
     ``ages``: until when that counts as it is, by the clock. ``grace``: logins that are left, and
     ``grace_ages`` until when one of them is good: a further rule may hold the user before.
     ``given``: the password is one that somebody else chose, and has to go. ``applies``: whether
-    anything can be demanded of this user at all.
+    anything can be demanded of this user at all. ``failed_changes``: wrong old passwords so far.
     """
 
     applies: bool = True
@@ -60,6 +60,7 @@ class Judgement:
     expires_at: datetime | None = None
     warn: bool = False
     changed_at: datetime | None = None
+    failed_changes: int = 0
     opened: Open | None = None
     chosen: Chosen = NOTHING_CHOSEN
     grace: int = 0
@@ -180,7 +181,13 @@ def weigh(
     again = [] if rules.reconsider is None else [rules.now + rules.reconsider]
     changed_at = record.changed_at
     if not rules.apply(user):
-        return Judgement(applies=False, ended=ended, changed_at=changed_at, ages=_earliest(again))
+        return Judgement(
+            applies=False,
+            ended=ended,
+            changed_at=changed_at,
+            failed_changes=record.failed_changes,
+            ages=_earliest(again),
+        )
     chosen = rules.choose(user)
     each = chosen.each
     decisions = [rules.decide(user, one, changed_at) for _, one in each]
@@ -194,6 +201,7 @@ def weigh(
         expires_at=age.expires_at,
         warn=age.warn,
         changed_at=changed_at,
+        failed_changes=record.failed_changes,
         opened=find_open(policy) if demand else None,
         chosen=replace(chosen, policy=policy, rule=age.rule),
         grace=max(0, policy.grace_logins - record.grace_used),

@@ -115,7 +115,15 @@ def usable_password() -> Q:
     return ~Q(password__startswith=UNUSABLE_PASSWORD_PREFIX)
 
 
-RECORDED = ("changed_at", "assumed", "given_at", "given_new", "given_by_id", "grace_used")
+RECORDED = (
+    "changed_at",
+    "assumed",
+    "given_at",
+    "given_new",
+    "given_by_id",
+    "grace_used",
+    "failed_changes",
+)
 
 
 def read_rules() -> Rules:
@@ -132,8 +140,14 @@ def read_rules() -> Rules:
 
 def judge(user: Any) -> Judgement:
     """One query; more if something is demanded, or for the day pwexpire came."""
+    return judge_now(user)[1]
+
+
+def judge_now(user: Any) -> tuple[int, Judgement]:
+    """Return the counter and what stands against ``user``, both as of the same moment."""
     if not is_recorded(user):
-        return Judgement()
+        return read_counter(), Judgement()
+    counter = EnforcementState.objects.using(feed.using).values("counter")
     mine = active_demands(user=OuterRef("pk")).order_by("-batch__number").values("batch__number")
     everyone = _on_everyone(OuterRef(OuterRef("pk"))).order_by("-number").values("number")
     ending = SessionAction.END
@@ -149,18 +163,19 @@ def judge(user: Any) -> Judgement:
             Subquery(everyone.filter(holds=True, cancelled_at__isnull=True)[:1]),
             Subquery(mine.filter(batch__sessions=ending)[:1]),
             Subquery(everyone.filter(sessions=ending)[:1]),
+            Subquery(counter[:1]),
         )
         .first()
     )
     if row is None:
-        return Judgement()
+        return read_counter(), Judgement()
     known = zip(RECORDED, row, strict=False)
     record = PasswordRecord(**{name: value for name, value in known if value is not None})
-    satisfied, ended, one, all_of_us, one_end, all_end = (
+    satisfied, ended, one, all_of_us, one_end, all_end, number = (
         value or 0 for value in row[len(RECORDED) :]
     )
     demand, rules = max(one, all_of_us), read_rules()
-    return weigh(
+    return number, weigh(
         rules,
         user,
         record,
@@ -191,11 +206,6 @@ def _strictest(
         kept["require"] = Require.WARN
     mine = ExpiryBatch.objects.using(feed.using).filter(demands__user=user.pk, **kept)
     return pick([*mine, *_on_everyone(user.pk).filter(**kept)], policy, now)
-
-
-def judge_now(user: Any) -> tuple[int, Judgement]:
-    """The counter, read before the record is."""
-    return read_counter(), judge(user)
 
 
 def take_grace(user: Any, limit: int) -> bool:
