@@ -85,6 +85,7 @@ def test_fixtures_and_partial_saves_are_no_change(alice, tmp_path):
 
 def test_a_hash_without_its_password_is_told(alice, caplog):
     services.expire_passwords(alice)
+    feed.view(feed.scope())
     alice.password = make_password(NEW)
     alice.save()
     assert "record_password_change" in caplog.text and NEW not in caplog.text

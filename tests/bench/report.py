@@ -49,6 +49,12 @@ def _idle(found: dict[str, Any]) -> Iterator[str]:
     yield table(["request", "queries added", "writes added", "Vary"], strangers)
 
 
+def _statements(found: dict[str, Any]) -> Iterator[str]:
+    yield "Statements, with BEGIN, COMMIT, SAVEPOINT and RELEASE:"
+    rows = [[work, row["without"], row["added"], row["bound"]] for work, row in found.items()]
+    yield table(["work", "without pwexpire", "added", "at most"], rows)
+
+
 def _flagging(found: list[dict[str, Any]]) -> Iterator[str]:
     yield "Seconds for the stored sessions of as many users; the loop loads, sets and saves each:"
     rows, notes = [], []
@@ -170,6 +176,7 @@ def _evidence(found: dict[str, Any]) -> Iterator[str]:
 
 SECTIONS: dict[str, Callable[[Any], Iterator[str]]] = {
     "idle": _idle,
+    "statements": _statements,
     "flagging": _flagging,
     "memory": _memory,
     "one": _one,

@@ -68,6 +68,7 @@ QUICK = Sizes(
 
 NAMES = [
     "idle",
+    "statements",
     "flagging",
     "memory",
     "one",
@@ -90,11 +91,12 @@ def _idle(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Any]:
 
 
 def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], Any]]:
-    from tests.bench import evidence, flagging, reach, scale, waiting, workers
+    from tests.bench import evidence, flagging, reach, scale, statements, waiting, workers
 
     few, many = sizes.one[0], sizes.one[-1]
     return {
         "idle": lambda: _idle(sizes, troubles),
+        "statements": statements.measure_statements,
         "flagging": lambda: flagging.measure_flagging(
             sizes.flagging, sizes.loop_most, sizes.detailed
         ),

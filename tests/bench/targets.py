@@ -32,6 +32,8 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
 def _wanted(found: dict[str, Any]) -> Iterator[Wanted]:
     if "idle" in found:
         yield from _idle(found["idle"])
+    for work, row in found.get("statements", {}).items():
+        yield f"statements added to a {work}", row["added"], row["bound"], True
     for size in found.get("flagging", ()):
         yield from _flagging(size, FASTER_THAN_LOOP[found["database"]])
     if "memory" in found:
