@@ -55,7 +55,7 @@ def _sha1(password: str) -> str:
 
 
 class _Refuses:
-    """What both say. ``threshold``: in how many breaches a password must have been seen."""
+    """The texts of both. ``threshold``: in how many breaches a password must have been seen."""
 
     threshold: int
 
@@ -71,7 +71,7 @@ class _Refuses:
 
 
 class BreachedPasswordListValidator(_Refuses):
-    """By a file on disk, which nothing leaves: lines of ``SHA1`` or ``SHA1:COUNT``, in order.
+    """Refuses the passwords of a list on disk: lines of ``SHA1`` or ``SHA1:COUNT``, in order.
 
     ``path``: the file, as the downloader of Have I Been Pwned writes it, ordered by hash; it is
     searched where it lies, whatever its size. ``threshold``: how often a password must be in it.
@@ -107,7 +107,7 @@ class BreachedPasswordListValidator(_Refuses):
 
 
 def _line_after(file: BinaryIO, at: int) -> tuple[int, bytes]:
-    """Where the first line begins that begins at ``at`` or later, and its text."""
+    """Return the start of the first line that begins at ``at`` or later, and its text."""
     file.seek(max(0, at - 1))
     if at:
         file.readline(LINE_MAX)
@@ -115,7 +115,7 @@ def _line_after(file: BinaryIO, at: int) -> tuple[int, bytes]:
 
 
 def _is_ordered(file: BinaryIO) -> bool:
-    """As far as a handful of lines show."""
+    """Return whether a handful of lines are hashes in ascending order."""
     size = file.seek(0, 2)
     lines = [_line_after(file, size * sample // SAMPLES)[1] for sample in range(SAMPLES)]
     found = [line.partition(b":")[0] for line in lines if line]
@@ -129,7 +129,7 @@ def _is_hex(text: bytes) -> bool:
 
 @sensitive_variables()
 def _find_count(file: BinaryIO, digest: bytes) -> int:
-    """How often it was seen, 0 if it is not there. A line without a count was seen once."""
+    """Return how often it was seen, 0 if it is not there; without a count it was seen once."""
     low, high = 0, file.seek(0, 2)
     while low < high:
         middle = (low + high) // 2
@@ -145,7 +145,7 @@ def _find_count(file: BinaryIO, digest: bytes) -> int:
 
 
 class HIBPValidator(_Refuses):
-    """By the range API of Have I Been Pwned, which is told 5 of the 40 digits of a SHA-1 hash.
+    """Asks the range API of Have I Been Pwned, which gets 5 of the 40 digits of a SHA-1 hash.
 
     ``client``: who asks it, a callable ``(prefix, timeout) -> str`` or the path to one; by default
     the standard library does. ``timeout``: seconds. ``threshold``: in how many breaches a password
@@ -172,7 +172,7 @@ class HIBPValidator(_Refuses):
 
 @sensitive_variables()
 def _count_suffix(answer: str, suffix: str) -> int:
-    """Lines of padding have the count 0."""
+    """Return the count of ``suffix``; lines of padding have the count 0."""
     for line in answer.splitlines():
         found, _colon, count = line.strip().partition(":")
         if found.upper() == suffix:

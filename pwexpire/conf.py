@@ -161,7 +161,7 @@ def keep(value: Any) -> Any:
 
 
 def _name_decisive(value: Any) -> str:
-    """The same in every process; empty for what decides nothing."""
+    """Return a name that is the same in every process; empty for what decides nothing."""
     found = PRESETS[value].policy if isinstance(value, str) and value in PRESETS else value
     if isinstance(found, Policy):
         return "" if found.is_default else found.key
@@ -193,15 +193,17 @@ class Conf:
         """Changes when the policy does, so that what a session knows of its age can be doubted."""
         value = read_setting("POLICY")
         if isinstance(value, dict):
-            said = [",".join(f"{key}={one.key}" for key, one in sorted((self.rules or {}).items()))]
+            parts = [
+                ",".join(f"{key}={one.key}" for key, one in sorted((self.rules or {}).items()))
+            ]
         else:
-            said = [_name_decisive(value)]
-        said += [_name_decisive(read_setting(name)) for name in ("SECOND_FACTOR", "APPLIES_TO")]
-        return "|".join(filter(None, said)) or None
+            parts = [_name_decisive(value)]
+        parts += [_name_decisive(read_setting(name)) for name in ("SECOND_FACTOR", "APPLIES_TO")]
+        return "|".join(filter(None, parts)) or None
 
     @property
     def reconsider(self) -> timedelta | None:
-        """How long a verdict counts that depends on what callables or rules say of the user."""
+        """Return for how long a verdict counts that depends on callables or rules of the user."""
         value = read_setting("POLICY")
         by_user = isinstance(value, dict) or callable(load_policy(value))
         by_user = by_user or read_setting("SECOND_FACTOR") is not None

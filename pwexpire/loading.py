@@ -28,7 +28,7 @@ def log_once(setting: str, why: str) -> None:
 
 
 def load_path(path: str) -> Any:
-    """What is at a dotted path, or ``None``; a module may raise anything when it is imported."""
+    """Return what a dotted path leads to, or ``None``: a module may raise anything at import."""
     try:
         return import_string(path)
     except Exception:

@@ -136,7 +136,7 @@ def test_a_moment_without_time_zones(settings):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["expire"], "Say who is meant"),
+        (["expire"], "Select users"),
         (["expire", "--everyone", "--staff"], "goes with no other"),
         (["expire", "--group", "Nope", "--user", "alice"], "Unknown groups"),
         (["expire", "--changed-before", "soon"], "no age or date"),
@@ -210,7 +210,7 @@ def test_resume_lists_and_resumes(alice, bob):
     staging = ExpiryBatch.objects.create(created_at=timezone.now())
     rows = ask("resume")
     assert [row["state"] for row in rows] == ["done", "staging"]
-    with pytest.raises(CommandError, match="Say who is meant"):
+    with pytest.raises(CommandError, match="Select users"):
         run("resume", str(staging.pk))
     assert ask("resume", str(staging.pk), "--user", "bob")["users_expired"] == 1
     assert ask("resume", str(staging.pk))["state"] == "done"

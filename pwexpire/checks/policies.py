@@ -21,7 +21,7 @@ LONG_ENOUGH = 12
 
 
 def _rules() -> dict[str, Policy]:
-    """What is configured, if that can be read at all."""
+    """Return the configured rules; none if the setting is not valid."""
     return (conf.rules or {}) if is_right("POLICY") else {}
 
 

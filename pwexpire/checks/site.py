@@ -35,7 +35,7 @@ WELL_KNOWN = "/.well-known/change-password"
 
 
 def _find_position(wanted: type) -> int | None:
-    """Where this middleware, or a subclass of it, stands in MIDDLEWARE."""
+    """Return the index of this middleware, or of a subclass of it, in MIDDLEWARE."""
     for at, name in enumerate(settings.MIDDLEWARE):
         found = load_path(name)
         if isinstance(found, type) and issubclass(found, wanted):

@@ -44,7 +44,7 @@ EXEMPT = (
 
 
 class SessionStore(SessionBase):
-    """In memory only; every key opens the same session, of the user of the probe.
+    """Sessions in memory only; every key opens the same one, of the user of the probe.
 
     Session middleware of other packages passes arguments of its own.
     """
@@ -209,7 +209,7 @@ def _follow_request(
 
 
 def explain_results(results: list[Probe]) -> str | None:
-    """What to mend, in one sentence; ``None``: nothing."""
+    """Return one sentence that says what to mend, or ``None``."""
     return _explain_missed(results) or _explain_shut(results) or _explain_dead_ends()
 
 

@@ -95,8 +95,7 @@ def _check_kinds(options: dict[str, Any], notice: Callable[[str], None]) -> None
         raise CommandError("--everyone goes with no other selector but --exclude.")
     if not options["everyone"] and not given:
         raise CommandError(
-            "Say who is meant: --user, --users-from, --group, --staff, --changed-before "
-            "or --everyone."
+            "Select users: --user, --users-from, --group, --staff, --changed-before or --everyone."
         )
     if len(given) > 1:
         notice(f"Users are selected if they match all of {', '.join(given)}.")

@@ -12,7 +12,7 @@ WARNINGS = (timedelta(days=14), timedelta(days=7), timedelta(days=1))
 
 @dataclass(frozen=True, kw_only=True)
 class Clause:
-    """``says``: in our words. ``met_by``: what of the policy meets it, or what the site does."""
+    """``says``: in our words. ``met_by``: what of the policy or of the site satisfies it."""
 
     number: str
     says: str
@@ -119,7 +119,7 @@ PRESETS: dict[str, Preset] = {
             ),
             Clause(
                 number="6.4.5",
-                says="Who has something that expires is told in time how to renew it.",
+                says="Users are reminded in time to renew what expires.",
                 met_by="warn_before and manage.py pwexpire notify, where anything expires",
             ),
             Clause(

@@ -46,7 +46,7 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class Aging:
-    """When a password ages out as it is, and with a backfill; the change that this one assumes."""
+    """The times at which a password ages out, without and with a backfill, which is ``assumed``."""
 
     before: datetime
     after: datetime
@@ -103,7 +103,7 @@ def _update_records(known: dict[Any, datetime]) -> int:
 
 
 def age_out(rules: Rules, user: Any, record: PasswordRecord | None, terms: Terms) -> Aging | None:
-    """``None`` if the password does not age at all."""
+    """Return when the password of ``user`` ages out, or ``None`` if it does not age."""
     max_age = _find_max_age(rules, user, terms)
     if max_age is None:
         return None
@@ -139,7 +139,7 @@ def _assume_first(now: datetime, user: Any, max_age: timedelta, terms: Terms) ->
 def _assume_again(
     now: datetime, user: Any, due: datetime, max_age: timedelta, terms: Terms
 ) -> datetime:
-    """What was assumed once stays, unless it was under other terms and has aged out by now."""
+    """Keep what was assumed once, unless it was under other terms and has aged out by now."""
     find = partial(slot, user.pk, max_age=max_age, spread=terms.spread)
     return due if due > now or find(due) == due else find(now + MICROSECOND)
 
@@ -163,7 +163,7 @@ class Forecast:
 
 
 def forecast(selection: Selection, terms: Terms) -> tuple[Forecast, Forecast]:
-    """When the passwords of the selected users age out, without and with the backfill."""
+    """Count on which days the selected passwords age out, without and with the backfill."""
     without, filled = Counter[date | None](), Counter[date | None]()
     for users in pages(selection):
         one, other = retried(partial(_forecast_page, users, terms), using=feed.using)

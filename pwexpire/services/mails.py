@@ -40,7 +40,7 @@ class Due:
 
 
 def reason_label(reason: str | None) -> str:
-    """In words, for users."""
+    """Return a reason in words, for users."""
     if reason is None:
         return ""
     own = conf.reasons.get(reason)
@@ -106,7 +106,7 @@ def _find_language(user: Any) -> str:
 
 
 def _find_change_url() -> str:
-    """Absolute, or empty where the site does not say where it is."""
+    """Return an absolute URL, or ``""`` where ``PWEXPIRE_SITE_URL`` is not set."""
     if not conf.site_url:
         return ""
     try:

@@ -42,7 +42,7 @@ UNSENT_AFTER = timedelta(hours=1)
 
 @dataclass(kw_only=True)
 class NoticeReport:
-    """What a run came to. ``steps``: days of the step -> how many users were due.
+    """The counts of a run. ``steps``: days of the step -> how many users were due.
 
     ``cursor``: behind which user a run that ran out of time goes on, ``""`` if it came to the end.
     ``stopped``: the mail server is down.
@@ -90,7 +90,7 @@ def announce_expiry(
 ) -> NoticeReport:
     """Tell the users of a batch in force who have not satisfied it what it wants, and why.
 
-    Arguments and guarantees as ``notify_users``. The note of the batch is not told.
+    Arguments and guarantees as ``notify_users``. The note of the batch is not in the mail.
     Raises ``InvalidRequest`` if the batch is not in force.
     """
     if batch.number is None or batch.cancelled_at is not None:
@@ -195,15 +195,9 @@ def _warn_of(user: Any, policy: Policy, expires_at: datetime, left: timedelta) -
 
 
 def _list_announced(batch: ExpiryBatch, users: list[Any]) -> Iterable[Due]:
-    rules = read_rules()
-    for user in users:
-        if rules.apply(user):
-            yield Due(
-                user=user,
-                key=f"batch:{batch.pk}",
-                template="expired",
-                context={"reason": batch.reason, "require": str(batch.require)},
-            )
+    context = {"reason": batch.reason, "require": str(batch.require)}
+    for user in filter(read_rules().apply, users):
+        yield Due(user=user, key=f"batch:{batch.pk}", template="expired", context=context)
 
 
 def _drop_known(due: list[Due], report: NoticeReport) -> list[Due]:

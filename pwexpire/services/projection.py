@@ -1,8 +1,8 @@
 """An active batch, carried into the stored sessions by any number of processes.
 
 The cursor of the batch says how far the work was given out, an ``ExpiryChunk`` what was given out
-and is not done. Who works at a chunk holds its row: with his process, or his connection, the lock
-goes as well, and the next one finds the chunk free. No clock and no lease is asked.
+and is not done. A process that works at a chunk holds the lock of its row. When the process or its
+connection ends, the lock ends too, and the next process finds the chunk free: no clock, no lease.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ def _find_batch(batch: ExpiryBatch) -> QuerySet[ExpiryBatch]:
 
 def _lock_batch(batch: ExpiryBatch) -> ExpiryBatch:
     if not connections[feed.using].features.has_select_for_update:
-        # SQLite: who begins by writing waits for the other, who has read before is refused.
+        # SQLite: a transaction that begins by writing waits; one that has read before is refused.
         _find_batch(batch).update(cursor=F("cursor"))
     return _find_batch(batch).select_for_update().get()
 
 
 def _do_chunk(batch: ExpiryBatch) -> int | None:
-    """Do a part that is free; how many sessions it met, ``None``: there is none."""
+    """Do a part that is free; return its number of sessions, or ``None`` if no part is free."""
     chunks = batch.chunks.using(feed.using).order_by("pk")
     # Locked parts are passed over, or all workers would queue behind the first.
     if connections[feed.using].features.has_select_for_update_skip_locked:
@@ -103,7 +103,7 @@ def _do_chunk(batch: ExpiryBatch) -> int | None:
     if row.state != BatchState.ACTIVE:
         return None
     chunk = chunks.first()
-    # Without row locks, who deletes it has it; a killed process deletes nothing.
+    # Without row locks a part is taken by deleting it; a process that is killed deletes nothing.
     if chunk is None or not batch.chunks.using(feed.using).filter(pk=chunk.pk).delete()[0]:
         return None
     # In the transaction of the delete, so that a crash gives the part back.
@@ -111,7 +111,7 @@ def _do_chunk(batch: ExpiryBatch) -> int | None:
 
 
 def _give_out(batch: ExpiryBatch) -> int | None:
-    """Make the next part free; ``None``: there is nothing left."""
+    """Make the next part free; return ``None`` if there is nothing left."""
     row = _lock_batch(batch)
     if row.state != BatchState.ACTIVE or row.cursor == GIVEN_OUT:
         return None
@@ -156,7 +156,7 @@ def _part_of_keys(batch: ExpiryBatch, lower: str) -> tuple[str, str | None]:
 
 
 def _find_demands(batch: ExpiryBatch, lower: str, upper: str) -> QuerySet[Demand]:
-    """What is demanded of the users of this part who have not changed the password meanwhile."""
+    """Return the demands of this part that are still open."""
     to_python = get_user_model()._meta.pk.to_python
     demands = Demand.objects.using(feed.using).filter(batch=batch)
     if start := lower.removeprefix(BY_USER):
@@ -178,7 +178,7 @@ def _join_index(batch: ExpiryBatch, lower: str, upper: str) -> QuerySet[Any, tup
 
 
 def _project_part(batch: ExpiryBatch, lower: str, upper: str) -> int:
-    """Flag or end the sessions of this part, and count them; how many were met."""
+    """Flag or end the sessions of this part, and count them; return how many there were."""
     outcomes: Counter[Outcome] = Counter()
     seen = 0
     for owners in _find_owners(batch, lower, upper):

@@ -45,7 +45,7 @@ def can_find_sessions() -> bool:
 
 
 def finds_by_user(adapter: SessionAdapter) -> bool:
-    """By a user column or the index, so that nobody else's sessions are read."""
+    """Return whether a user column or the index is asked, and no session of others is read."""
     return adapter.supports_user_lookup or uses_index(adapter)
 
 

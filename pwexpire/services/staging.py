@@ -1,4 +1,4 @@
-"""Who is meant by a batch, written down a chunk a transaction. Nobody is held by it yet."""
+"""The users of a batch are written down, a chunk a transaction. It holds nobody yet."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stage(batch: ExpiryBatch, selection: Selection | None, progress: Progress | 
 
 
 def _stage_chunk(batch: ExpiryBatch, selection: Selection | None) -> int | None:
-    """How many users were looked at; ``None`` if there is nothing left to do here."""
+    """Return how many users were looked at, or ``None`` if there is nothing left to do here."""
     rows = ExpiryBatch.objects.using(feed.using)
     # Two processes that stage the same batch take turns.
     row = rows.select_for_update().get(pk=batch.pk)
@@ -78,7 +78,7 @@ def _write_demands(batch: ExpiryBatch, users: QuerySet[Any]) -> int:
 
 
 def _insert_rows(model: type[models.Model], batch: ExpiryBatch, users: QuerySet[Any]) -> int:
-    """One row for each of ``users``; how many there are."""
+    """Insert a row for each of ``users``; return their number."""
     connection = connections[feed.using]
     if connection.vendor not in ("postgresql", "sqlite"):
         # INSERT..SELECT would lock the users as well (InnoDB).

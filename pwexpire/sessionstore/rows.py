@@ -225,7 +225,7 @@ class RowAdapter(SessionAdapter):
                 outcomes[outcome] += 1
 
     def _swap_rows(self, swaps: Mapping[str, tuple[str, str, str]]) -> set[str]:
-        """The keys that somebody else was faster with. ``rowcount`` is a sum, so look again."""
+        """Return the keys whose row changed meanwhile. ``rowcount`` is a sum, so look again."""
         connection = connections[self.using]
         with connection.cursor() as cursor:
             if connection.vendor == "postgresql":  # one round trip; the others read it row by row

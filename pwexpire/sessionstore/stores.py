@@ -63,7 +63,7 @@ class FileAdapter(SessionAdapter):
         return Outcome.ENDED
 
     def _read_file(self, key: str) -> StoredSession | None:
-        """Not through ``load()``, which deletes and creates."""
+        """Read a file, but not through ``load()``, which deletes and creates."""
         store: Any = self.store_class(key)
         try:
             with open(store._key_to_file(), encoding="ascii") as stream:
@@ -74,7 +74,7 @@ class FileAdapter(SessionAdapter):
 
 
 def _find_expiry(store: Any, data: dict[str, Any]) -> datetime | None:
-    """As ``load()`` reckons; ``None``: it serves this for ever, or raises."""
+    """Return the expiry that ``load()`` computes; ``None`` if it serves it for ever, or raises."""
     try:
         expiry = store._expiry_date(data)
         if isinstance(expiry, str):

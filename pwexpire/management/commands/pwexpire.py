@@ -47,8 +47,8 @@ class Command(BaseCommand):
                 "manage.py pwexpire status counts the unfinished batches."
             ) from None
         except DatabaseFault as error:
-            said = str(error).partition("\n")[0]
-            raise CommandError(f"The database refused, is it migrated? {said}") from error
+            first_line = str(error).partition("\n")[0]
+            raise CommandError(f"The database refused, is it migrated? {first_line}") from error
 
     def destination(self, options: dict[str, Any]) -> AbstractContextManager[Write]:
         if options.get("output"):

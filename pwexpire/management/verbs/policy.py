@@ -54,7 +54,7 @@ def _describe_rules_of(name: str) -> dict[str, Any]:
 
 
 def _explain_rules(chosen: Chosen) -> dict[str, Any]:
-    """Of several rules: which demand comes from which."""
+    """Explain, of several rules, which demand comes from which."""
     sources = {name: values for name in DEMANDS if (values := _find_sources(chosen, name))}
     sentences = [
         f"These rules match: {', '.join(chosen.matched)}. "
