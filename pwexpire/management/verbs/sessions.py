@@ -11,12 +11,15 @@ from django.core.management.base import CommandError
 
 from pwexpire.feed import feed
 from pwexpire.management.console import Console
+from pwexpire.management.formats import Rows
 from pwexpire.management.selectors import find_user
 from pwexpire.models import SessionEntry
 from pwexpire.services.index import uses_index
 from pwexpire.services.selection import CHUNK
 from pwexpire.sessionstore.base import SessionAdapter, StoredSession, shorten
 from pwexpire.sessionstore.registry import get_adapter
+
+COLUMNS = ("session", "user", "flagged", "expires")
 
 
 def add(verb: Callable[..., ArgumentParser]) -> None:
@@ -36,19 +39,14 @@ def run(options: dict[str, Any], console: Console) -> Any:
         stored = _read_index(adapter)
     else:
         console.notice(_explain_unlisted(adapter))
-        return ()
+        stored = iter(())
     owner = None if user is None else user._meta.pk.value_to_string(user)
     listed = (
-        {
-            "session": shorten(row.key),
-            "user": row.user_id,
-            "flagged": row.flagged,
-            "expires": row.expires,
-        }
+        (shorten(row.key), row.user_id, row.flagged, row.expires)
         for row in stored
         if owner in (None, row.user_id) and (row.flagged or not options["flagged"])
     )
-    return islice(listed, options["limit"])
+    return Rows(COLUMNS, islice(listed, options["limit"]))
 
 
 def _explain_unlisted(adapter: SessionAdapter) -> str:
