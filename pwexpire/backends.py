@@ -20,9 +20,9 @@ from pwexpire.conf import conf
 from pwexpire.feed import feed, is_missing_table
 from pwexpire.models import ExpiryBatch, Reason
 from pwexpire.retries import retried, savepoint
-from pwexpire.services.attempts import can_be_expired
 from pwexpire.services.batches import expire_passwords
 from pwexpire.services.judging import Judgement
+from pwexpire.services.lockouts import can_be_expired
 from pwexpire.services.status import judge
 
 logger = logging.getLogger("pwexpire")

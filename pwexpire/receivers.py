@@ -7,31 +7,32 @@ from typing import Any
 
 from django.apps import apps as global_apps
 from django.contrib.auth import BACKEND_SESSION_KEY
-from django.contrib.auth.hashers import is_password_usable
 from django.contrib.sessions.backends.base import SessionBase
 from django.db import Error as DatabaseFault
 from django.db import connections, transaction
 from django.http import HttpRequest
 from django.utils import timezone
-from django.views.decorators.debug import sensitive_variables
 
 from pwexpire.cases import names_user, visit_of
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState, is_recorded
-from pwexpire.retries import is_conflict, retried, savepoint
-from pwexpire.services.attempts import after_login, renew_attempts
-from pwexpire.services.changes import meet_demands, testify, way_of, witness
-from pwexpire.services.history import forget_old, keep_new, length_kept, rename_kept, seed_history
+from pwexpire.retries import first_line, retried, savepoint
+from pwexpire.services.attempts import renew_attempts
+from pwexpire.services.changes import meet_demands, way_of, witness
 from pwexpire.services.index import forget_session, index_session, uses_index
 from pwexpire.services.judging import Judgement
+from pwexpire.services.lockouts import after_login
 from pwexpire.services.saves import (
     ATTRIBUTE,
     PasswordChange,
-    given_password,
+    follow_up_save,
     is_noted,
+    may_be_change,
+    prepare_change,
     read_change,
+    writes_password,
 )
 from pwexpire.services.stamps import (
     clear_numbered_flag,
@@ -39,7 +40,7 @@ from pwexpire.services.stamps import (
     stamp_session,
     stamp_unjudged,
 )
-from pwexpire.services.status import judge, judge_now, read_counter, take_grace
+from pwexpire.services.status import judge_now, read_counter, take_grace
 from pwexpire.services.trace import erase_user
 from pwexpire.sessionstore.registry import get_adapter
 
@@ -156,7 +157,7 @@ def before_user_saved(
     if not _is_real_save(instance, using, raw):
         return
     noted = instance.__dict__.pop(ATTRIBUTE, None)
-    if instance.pk is None or not _may_be_change(instance, noted, update_fields):
+    if instance.pk is None or not may_be_change(instance, noted, update_fields):
         if is_noted(instance, noted):
             instance.__dict__[ATTRIBUTE] = noted
         return
@@ -165,7 +166,7 @@ def before_user_saved(
             change = retried(partial(read_change, instance, noted), using=feed.using)
             if change is not None:
                 instance.__dict__[ATTRIBUTE] = change
-                _prepare(instance, change, written=_writes_password(update_fields))
+                prepare_change(instance, change, written=writes_password(update_fields))
     except (DatabaseFault, EnforcementUnavailable) as error:
         logger.error("A password change could not be prepared: %s", first_line(error))
 
@@ -173,50 +174,6 @@ def before_user_saved(
 def _is_real_save(instance: Any, using: str, raw: bool) -> bool:
     """Whether a user is written to the users' own database, and not loaded from a fixture."""
     return not raw and is_recorded(instance) and using == feed.using
-
-
-def _writes_password(update_fields: Any) -> bool:
-    return update_fields is None or "password" in update_fields
-
-
-def _may_be_change(user: Any, noted: PasswordChange | None, update_fields: Any) -> bool:
-    """Whether the stored password has to be looked at; asks the database nothing.
-
-    A hash that came without its password is looked at where that makes a difference: Django saves
-    that of an upgraded hasher alone, and a demand makes a warning due.
-    """
-    if given_password(user) is not None:
-        return True
-    if not _writes_password(update_fields):
-        return False
-    if is_noted(user, noted):
-        return True
-    if user._state.adding:
-        return False
-    if not is_password_usable(user.password):
-        return length_kept(user) > 0
-    if update_fields is not None and length_kept(user):
-        return True
-    current = witness.get()
-    if current is not None and current.held:
-        return True
-    # What was known last is enough for a warning, and asks nothing at every save.
-    view = feed.last_view(feed.scope())
-    return view is not None and view.demand(str(user.pk)) > 0
-
-
-def _prepare(user: Any, change: PasswordChange, *, written: bool) -> None:
-    if change.before == change.after or not written:
-        return
-    if change.real or not is_password_usable(change.after):
-        if length_kept(user):
-            seed_history(user, present=change.before, newest=change.newest_kept)
-    elif change.real is None and not change.is_upgrade and judge(user).demand:
-        logger.warning(
-            "The password hash of user %s was replaced without set_password() while a change is "
-            "demanded: call pwexpire.services.record_password_change(user).",
-            user.pk,
-        )
 
 
 def after_user_saved(
@@ -232,7 +189,7 @@ def after_user_saved(
     if not _is_real_save(instance, using, raw):
         return
     change: PasswordChange | None = None
-    if _writes_password(update_fields):
+    if writes_password(update_fields):
         change = instance.__dict__.pop(ATTRIBUTE, None)
     if not created and change is None:
         return
@@ -242,51 +199,9 @@ def after_user_saved(
                 number, way = read_counter(), way_of(instance)
                 meet_demands(instance, number=number, created=True, way=way)
             elif change is not None:
-                _follow_up_save(instance, change)
+                follow_up_save(instance, change)
     except DatabaseFault as error:
         logger.error("A password change could not be recorded: %s", first_line(error))
-
-
-def _follow_up_save(user: Any, change: PasswordChange) -> None:
-    if change.real:
-        _record(user, change)
-    elif change.keeps_password and change.newest_kept is not None:
-        rename_kept(user, before=change.before, after=change.after)
-
-
-def _record(user: Any, change: PasswordChange) -> None:
-    testify(user, real=True)
-    keep = None
-    if length_kept(user):
-        keep = partial(_keep_password, user, change, given_password(user))
-    elif change.newest_kept is not None:
-        keep = partial(forget_old, user)
-    if keep is not None and transaction.get_connection(feed.using).in_atomic_block:
-        keep()  # in the transaction of the save, which may be rolled back
-        keep = None
-    meet_demands(
-        user,
-        number=change.counter,
-        way=change.way,
-        nothing_open=change.nothing_open,
-        keep=keep,
-    )
-
-
-@sensitive_variables()
-def _keep_password(user: Any, change: PasswordChange, given: str | None) -> None:
-    try:
-        with transaction.atomic(using=feed.using):
-            keep_new(user, before=change.before, after=change.after, given=given)
-    except DatabaseFault as error:
-        if is_conflict(error):
-            raise
-        logger.error("An old password could not be kept: %s", first_line(error))
-
-
-def first_line(error: Exception) -> str:
-    """Return what a fault says without its details, which may have the hash."""
-    return str(error).partition("\n")[0]
 
 
 def after_user_deleted(sender: Any, instance: Any, using: str, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from django.db import Error, IntegrityError, connections, transaction
 
@@ -18,18 +18,34 @@ FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.02, 1.0
 STATES = ("40001", "40P01", "55P03")
 # MariaDB: a record that changed since it was read, a lock wait timeout, a deadlock.
 CODES = (1020, 1205, 1213)
+# A key that another process added meanwhile, or a user whom it deleted: PostgreSQL, MariaDB,
+# SQLite. A missing value (NOT NULL) is none: it is missing at the next try as well.
+CROSSED_STATES, CROSSED_CODES = ("23505", "23503"), (1062, 1452)
+CROSSED_WORDS = ("UNIQUE constraint failed", "FOREIGN KEY constraint failed")
+# What another process did is seen at the next try, or it was something else.
+CROSSED_TRIES = 2
 
 
 def is_conflict(error: Exception) -> bool:
     """Whether the database chose this transaction to give way, and another try may succeed."""
-    if isinstance(error, IntegrityError):  # a user was deleted while he was being selected
-        return True
     if not isinstance(error, Error):
         return False
+    state, code = _read_codes(error)
+    if isinstance(error, IntegrityError):
+        crossed = state in CROSSED_STATES or code in CROSSED_CODES
+        return crossed or any(words in str(error) for words in CROSSED_WORDS)
+    return state in STATES or code in CODES or "locked" in str(error) or "deadlock" in str(error)
+
+
+def _read_codes(error: Exception) -> tuple[Any, Any]:
     cause = error.__cause__
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    code = error.args[0] if error.args else None
-    return state in STATES or code in CODES or "locked" in str(error) or "deadlock" in str(error)
+    return state, error.args[0] if error.args else None
+
+
+def first_line(error: Exception) -> str:
+    """Return what a fault says without its details, which may have a hash in them."""
+    return str(error).partition("\n")[0]
 
 
 def in_transaction(work: Callable[[], T], *, using: str) -> T:
@@ -57,6 +73,8 @@ def retried(work: Callable[[], T], *, using: str) -> T:
         except Error as error:
             if not tries or not is_conflict(error):
                 raise
+            if isinstance(error, IntegrityError):
+                tries = min(tries, CROSSED_TRIES)
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, LAST_PAUSE_SECONDS)
 

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from pwexpire import services
 from pwexpire.models import ExpiryBatch, PasswordRecord
-from pwexpire.services.attempts import after_login
+from pwexpire.services.lockouts import after_login
 from tests.support import NEW, OLD, change_password, is_held
 
 pytest.importorskip("axes")

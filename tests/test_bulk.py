@@ -373,10 +373,23 @@ def test_conflicts_of_postgresql(state):
 def test_conflicts_of_the_others():
     assert retries.is_conflict(OperationalError(1213, "Deadlock found"))
     assert retries.is_conflict(OperationalError("database is locked"))
-    assert retries.is_conflict(IntegrityError("a user is gone"))
+    assert retries.is_conflict(IntegrityError("UNIQUE constraint failed: a.b"))
+    assert retries.is_conflict(IntegrityError("FOREIGN KEY constraint failed"))
+    assert retries.is_conflict(IntegrityError(1062, "Duplicate entry"))
+    assert not retries.is_conflict(IntegrityError("NOT NULL constraint failed: a.b"))
     assert not retries.is_conflict(OperationalError(2006, "gone away"))
     assert not retries.is_conflict(OperationalError())
     assert not retries.is_conflict(ValueError("deadlock"))
+
+
+@pytest.mark.parametrize(
+    ("said", "tries"), [("NOT NULL constraint failed", 1), ("UNIQUE constraint failed", 3)]
+)
+def test_a_fault_that_stays_is_not_tried_for_seconds(said, tries):
+    work = mock.Mock(side_effect=IntegrityError(said))
+    with pytest.raises(IntegrityError):
+        retries.retried(work, using="default")
+    assert work.call_count == tries
 
 
 def test_inside_the_callers_transaction_nothing_is_tried_again():
@@ -422,11 +435,11 @@ def test_a_conflict_while_sessions_are_ended(browsers, small):
     _people, _found = browsers()
     real, calls = RowAdapter._delete_rows, []
 
-    def flaky(self, wanted):
+    def flaky(self, wanted, **kwargs):
         calls.append(wanted)
         if len(calls) == 2:
             raise OperationalError("deadlock detected")
-        return real(self, wanted)
+        return real(self, wanted, **kwargs)
 
     with (
         mock.patch.object(RowAdapter, "_delete_rows", flaky),

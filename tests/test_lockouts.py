@@ -14,8 +14,8 @@ from django.utils import timezone, translation
 
 from pwexpire import services
 from pwexpire.models import Demand, ExpiryBatch, PasswordRecord
-from pwexpire.services import attempts
-from pwexpire.services.attempts import (
+from pwexpire.services import lockouts
+from pwexpire.services.lockouts import (
     after_login,
     clean_address,
     client_address,
@@ -156,7 +156,7 @@ def test_a_note_without_an_address_in_the_language_of_the_site(hook, alice):
         spoken.append(translation.get_language())
         return words[0]
 
-    with translation.override("de"), mock.patch.object(attempts, "ngettext", listen):
+    with translation.override("de"), mock.patch.object(lockouts, "ngettext", listen):
         batch = lock(alice, "unix:")
     assert spoken == ["en-us"]
     assert batch.note.startswith("1 lockout since ") and batch.note.endswith(".")
@@ -189,7 +189,7 @@ def test_servers_that_see_the_same_lockout_count_it_once(hook, alice, threshold)
     hook.PWEXPIRE_LOCKOUT_THRESHOLD = threshold
     stale = PasswordRecord.objects.get(pk=alice.pk)
     lock(alice)
-    with mock.patch.object(attempts, "judge", return_value=mock.Mock(demand=0)):
+    with mock.patch.object(lockouts, "judge", return_value=mock.Mock(demand=0)):
         with mock.patch("django.db.models.query.QuerySet.first", return_value=stale):
             assert lock(alice) is None
     assert ExpiryBatch.objects.count() == (1 if threshold == 1 else 0)
@@ -349,7 +349,7 @@ def test_a_login_without_lockouts_costs_one_query(success, alice, count_queries)
 
 def test_a_fault_keeps_nobody_out(success, alice, caplog):
     lock(alice)
-    with mock.patch.object(attempts, "expire_passwords", side_effect=OperationalError("down")):
+    with mock.patch.object(lockouts, "expire_passwords", side_effect=OperationalError("down")):
         assert not is_held(log_in(alice))
     assert "down" in caplog.text
     assert is_held(log_in(alice)), "it was not forgotten"
@@ -360,7 +360,7 @@ def test_a_fault_leaves_the_transaction_whole(success, alice):
         with connection.cursor() as cursor:
             cursor.execute("SELECT * FROM there_is_no_such_table")
 
-    with transaction.atomic(), mock.patch.object(attempts, "_expire_after_success", break_it):
+    with transaction.atomic(), mock.patch.object(lockouts, "_expire_after_success", break_it):
         assert after_login(None, alice) is None
         alice.email = "kept@example.com"
         alice.save()
@@ -404,7 +404,7 @@ def test_the_address_of_a_client(settings):
     assert client_address(request) == ATTACKER
     assert client_address(None) is client_address(HttpRequest()) is None
     settings.AXES_CLIENT_IP_CALLABLE = lambda request: ELSEWHERE
-    with mock.patch.object(attempts.apps, "is_installed", return_value=False):
+    with mock.patch.object(lockouts.apps, "is_installed", return_value=False):
         assert client_address(request) == ATTACKER
 
 
@@ -419,7 +419,7 @@ def test_the_address_as_django_axes_sees_it(settings):
 
 
 def test_the_report(hook, users, clock, monkeypatch):
-    monkeypatch.setattr(attempts, "PAGE", 2)
+    monkeypatch.setattr(lockouts, "PAGE", 2)
     people = users(5)
     begin = clock.now
     batches = []

@@ -13,7 +13,7 @@ from django.utils import timezone
 from pwexpire import services
 from pwexpire.policy import Policy
 from pwexpire.services import Require
-from pwexpire.services.attempts import expire_after_lockout
+from pwexpire.services.lockouts import expire_after_lockout
 from pwexpire.services.notices import announce_expiry, notify_users
 from pwexpire.views import PasswordChangeView
 from tests.factories import UserFactory

@@ -68,7 +68,7 @@ def test_faults_while_saving_a_user_are_logged(alice, caplog):
     with mock.patch.object(receivers, "read_change", side_effect=DOWN):
         alice.save()
     alice.set_password(OLD)
-    with mock.patch.object(receivers, "meet_demands", side_effect=DOWN):
+    with mock.patch("pwexpire.services.saves.meet_demands", side_effect=DOWN):
         alice.save()
     assert "could not be prepared" in caplog.text and "could not be recorded" in caplog.text
 

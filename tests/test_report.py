@@ -566,7 +566,7 @@ def test_the_status_of_a_user_names_policy_and_actor(alice, root, settings):
 
 
 def test_what_lockouts_led_to(alice, settings):
-    from pwexpire.services.attempts import expire_after_lockout
+    from pwexpire.services.lockouts import expire_after_lockout
 
     settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = True
     expire_after_lockout(alice, window=timedelta(0), address="192.0.2.7")

@@ -216,7 +216,7 @@ def test_killed_between_the_save_and_the_record(alice, kept):
     services.expire_passwords(alice)
     first = alice.password
     alice.set_password(NEW)
-    with mock.patch("pwexpire.receivers._record", side_effect=KeyboardInterrupt):
+    with mock.patch("pwexpire.services.saves._record", side_effect=KeyboardInterrupt):
         with pytest.raises(KeyboardInterrupt):
             alice.save()
     second = stored(alice).password
@@ -268,7 +268,7 @@ def test_a_conflict_in_the_history_is_tried_again(alice, kept):
         return keep(*args, **kwargs)
 
     alice.set_password(NEW)
-    with mock.patch("pwexpire.receivers.keep_new", flaky):
+    with mock.patch("pwexpire.services.saves.keep_new", flaky):
         alice.save()
     assert not failures and kept(alice)[-1] == alice.password
 

@@ -311,7 +311,9 @@ def test_a_password_that_was_taken_away_does_not_come_back(alice, settings, coun
 
 def test_a_fault_keeps_nobody_from_changing(alice, length, caplog):
     services.expire_passwords(alice)
-    with mock.patch("pwexpire.receivers.keep_new", side_effect=OperationalError("down\nsecret")):
+    with mock.patch(
+        "pwexpire.services.saves.keep_new", side_effect=OperationalError("down\nsecret")
+    ):
         save(alice, B)
     assert "could not be kept: down" in caplog.text and "secret" not in caplog.text
     assert reload(alice).check_password(B) and not services.password_status(alice).must_change

@@ -13,7 +13,7 @@ from pwexpire.cases import visit_of
 from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.retries import savepoint
-from pwexpire.services.attempts import expire_after_lockout
+from pwexpire.services.lockouts import expire_after_lockout
 
 logger = logging.getLogger("pwexpire")
 DEFAULT_WINDOW = timedelta(hours=24)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from django.contrib.auth.hashers import (
@@ -11,15 +13,28 @@ from django.contrib.auth.hashers import (
     identify_hasher,
     is_password_usable,
 )
+from django.db import Error as DatabaseFault
+from django.db import transaction
 from django.db.models import Exists, OuterRef, Subquery
 from django.db.models.functions import Coalesce
 from django.views.decorators.debug import sensitive_variables
 
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState, OldPassword
-from pwexpire.services.changes import Way, actor_of_request, way_of
+from pwexpire.retries import first_line, is_conflict
+from pwexpire.services.changes import (
+    Way,
+    actor_of_request,
+    meet_demands,
+    testify,
+    way_of,
+    witness,
+)
+from pwexpire.services.history import forget_old, keep_new, length_kept, rename_kept, seed_history
 from pwexpire.services.selection import all_users
-from pwexpire.services.status import active_batches, active_demands
+from pwexpire.services.status import active_batches, active_demands, judge
+
+logger = logging.getLogger("pwexpire")
 
 # Where a change is kept between the two signals of its save: with the user who is saved.
 ATTRIBUTE = "_pwexpire_change"
@@ -137,3 +152,89 @@ def find_hasher(encoded: str) -> Any:
         return identify_hasher(encoded) if is_password_usable(encoded) else None
     except ValueError:
         return None
+
+
+def writes_password(update_fields: Any) -> bool:
+    """Whether a save with these ``update_fields`` writes the password."""
+    return update_fields is None or "password" in update_fields
+
+
+def may_be_change(user: Any, noted: PasswordChange | None, update_fields: Any) -> bool:
+    """Whether the stored password has to be looked at; asks the database nothing.
+
+    A hash that came without its password is looked at where that makes a difference: Django saves
+    that of an upgraded hasher alone, and a demand makes a warning due.
+    """
+    if given_password(user) is not None:
+        return True
+    if not writes_password(update_fields):
+        return False
+    return is_noted(user, noted) or (
+        not user._state.adding and _may_replace_hash(user, update_fields)
+    )
+
+
+def _may_replace_hash(user: Any, update_fields: Any) -> bool:
+    if not is_password_usable(user.password):
+        return length_kept(user) > 0
+    if update_fields is not None and length_kept(user):
+        return True
+    current = witness.get()
+    if current is not None and current.held:
+        return True
+    # What was known last is enough for a warning, and asks nothing at every save.
+    view = feed.last_view(feed.scope())
+    return view is not None and view.demand(str(user.pk)) > 0
+
+
+def prepare_change(user: Any, change: PasswordChange, *, written: bool) -> None:
+    """Keep what will be replaced, or say that nobody can know whether it was a change."""
+    if change.before == change.after or not written:
+        return
+    if change.real or not is_password_usable(change.after):
+        if length_kept(user):
+            seed_history(user, present=change.before, newest=change.newest_kept)
+    elif change.real is None and not change.is_upgrade and judge(user).demand:
+        logger.warning(
+            "The password hash of user %s was replaced without set_password() while a change is "
+            "demanded: call pwexpire.services.record_password_change(user).",
+            user.pk,
+        )
+
+
+def follow_up_save(user: Any, change: PasswordChange) -> None:
+    """Record a real change; a password that only has another hash keeps its place."""
+    if change.real:
+        _record(user, change)
+    elif change.keeps_password and change.newest_kept is not None:
+        rename_kept(user, before=change.before, after=change.after)
+
+
+def _record(user: Any, change: PasswordChange) -> None:
+    testify(user, real=True)
+    keep = None
+    if length_kept(user):
+        keep = partial(_keep_password, user, change, given_password(user))
+    elif change.newest_kept is not None:
+        keep = partial(forget_old, user)
+    if keep is not None and transaction.get_connection(feed.using).in_atomic_block:
+        keep()  # in the transaction of the save, which may be rolled back
+        keep = None
+    meet_demands(
+        user,
+        number=change.counter,
+        way=change.way,
+        nothing_open=change.nothing_open,
+        keep=keep,
+    )
+
+
+@sensitive_variables()
+def _keep_password(user: Any, change: PasswordChange, given: str | None) -> None:
+    try:
+        with transaction.atomic(using=feed.using):
+            keep_new(user, before=change.before, after=change.after, given=given)
+    except DatabaseFault as error:
+        if is_conflict(error):
+            raise
+        logger.error("An old password could not be kept: %s", first_line(error))

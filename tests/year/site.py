@@ -22,8 +22,8 @@ from pwexpire import services
 from pwexpire.models import Demand, EnforcementState
 from pwexpire.policy import PRESETS, Policy
 from pwexpire.services import Require
-from pwexpire.services.attempts import expire_after_lockout
 from pwexpire.services.evidence import rows
+from pwexpire.services.lockouts import expire_after_lockout
 from pwexpire.services.notices import announce_expiry, notify_users
 from pwexpire.services.selection import Selection, all_users
 from pwexpire.services.status import read_state

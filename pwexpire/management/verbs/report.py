@@ -12,8 +12,8 @@ from django.core.management.base import CommandError
 from pwexpire.management.bars import bars
 from pwexpire.management.formats import Rows
 from pwexpire.management.selectors import add_selectors, choose_users, names_somebody
-from pwexpire.services.attempts import LockoutExpiry, lockout_report
 from pwexpire.services.evidence import BatchEvidence, Evidence, batch_rows, rows, total
+from pwexpire.services.lockouts import LockoutExpiry, lockout_report
 from pwexpire.services.trace import CancellationEvidence, cancellation_rows
 
 FORMATS = ("text", "json", "csv")
