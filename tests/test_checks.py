@@ -40,25 +40,25 @@ def test_e001_subclasses_count_and_broken_entries_do_not(settings):
             for name in settings.MIDDLEWARE
         ],
     ]
-    assert checks.check_middleware(None) == []
+    assert checks.site.check_middleware(None) == []
 
 
 def test_e002_before_authentication(settings):
     settings.MIDDLEWARE = [OURS, *[name for name in settings.MIDDLEWARE if name != OURS]]
-    assert ids(checks.check_middleware(None)) == ["pwexpire.E002"]
+    assert ids(checks.site.check_middleware(None)) == ["pwexpire.E002"]
     settings.MIDDLEWARE = [OURS]
-    assert ids(checks.check_middleware(None)) == ["pwexpire.E002"]
+    assert ids(checks.site.check_middleware(None)) == ["pwexpire.E002"]
     auth = "django.contrib.auth.middleware.AuthenticationMiddleware"
     settings.MIDDLEWARE = [auth, OURS, "django.contrib.sessions.middleware.SessionMiddleware"]
-    assert ids(checks.check_middleware(None)) == ["pwexpire.E002"]
+    assert ids(checks.site.check_middleware(None)) == ["pwexpire.E002"]
     settings.MIDDLEWARE = ["tests.testapp.middleware.passing", auth, OURS]  # a foreign one
-    assert checks.check_middleware(None) == []
+    assert checks.site.check_middleware(None) == []
 
 
 @pytest.mark.parametrize("url", ["nowhere", "/nowhere/", "//evil.example/"])
 def test_e003_the_change_url_leads_nowhere(settings, url):
     settings.PWEXPIRE_CHANGE_URL = url
-    assert ids(checks.check_change_url(None)) == ["pwexpire.E003"]
+    assert ids(checks.site.check_change_url(None)) == ["pwexpire.E003"]
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_e004_the_change_page_is_held(settings, url, found):
     settings.PWEXPIRE_CHANGE_URL = url
     pages = [path("mine/", home, name="shown"), path("mine/", home, name="hidden")]
     settings.ROOT_URLCONF = (*pages, *urlpatterns)
-    assert ids(checks.check_change_url(None)) == found
+    assert ids(checks.site.check_change_url(None)) == found
 
 
 def test_a_site_below_a_prefix_is_understood():
     set_script_prefix("/below/")
     try:
-        assert checks.check_change_url(None) == []
+        assert checks.site.check_change_url(None) == []
     finally:
         clear_script_prefix()
 
@@ -89,10 +89,10 @@ def test_a_site_below_a_prefix_is_understood():
 def test_i005_what_the_engine_cannot_do(settings):
     for name in ("cache", "file", "signed_cookies"):
         settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{name}"
-        assert ids(checks.check_session_engine(None)) == ["pwexpire.I005"]
+        assert ids(checks.site.check_session_engine(None)) == ["pwexpire.I005"]
     for name in ("django.contrib.sessions.backends.db", "no.such.engine"):
         settings.SESSION_ENGINE = name
-        assert checks.check_session_engine(None) == []
+        assert checks.site.check_session_engine(None) == []
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_i005_what_the_engine_cannot_do(settings):
 )
 def test_e006_a_setting_of_the_wrong_type(settings, name, value):
     setattr(settings, f"PWEXPIRE_{name}", value)
-    (message,) = checks.check_settings(None)
+    (message,) = checks.configuration.check_settings(None)
     assert message.id == "pwexpire.E006" and f"PWEXPIRE_{name}" in message.msg
 
 
@@ -137,7 +137,7 @@ def test_e006_a_negative_interval(settings):
     from datetime import timedelta
 
     settings.PWEXPIRE_LOCKOUT_COOLDOWN = timedelta(-1)
-    assert ids(checks.check_settings(None)) == ["pwexpire.E006"]
+    assert ids(checks.configuration.check_settings(None)) == ["pwexpire.E006"]
 
 
 @pytest.mark.parametrize(
@@ -154,27 +154,27 @@ def test_policies_that_are_right(settings, policy):
     settings.PWEXPIRE_SECOND_FACTOR = settings.PWEXPIRE_APPLIES_TO = "tests.testapp.policies.is_bob"
     settings.PWEXPIRE_EXPIRE_ON_LOCKOUT, settings.PWEXPIRE_ENFORCE = "success", "report"
     settings.PWEXPIRE_SITE_URL = "https://example.com"
-    assert checks.check_settings(None) == []
+    assert checks.configuration.check_settings(None) == []
 
 
 def test_settings_that_are_right(settings):
     settings.PWEXPIRE_POLICY = "tests.testapp.policies.strict"
     settings.PWEXPIRE_POLL_SECONDS = None
     settings.PWEXPIRE_REASONS = {"merger": "the merger"}
-    assert checks.check_settings(None) == []
+    assert checks.configuration.check_settings(None) == []
 
 
 def test_w007_an_unknown_name(settings):
     settings.PWEXPIRE_POL_SECONDS = 1
     settings.PWEXPIRE_ZZZZZZZZZZZZZZZZZZZ = 1
-    near, far = checks.check_settings(None)
+    near, far = checks.configuration.check_settings(None)
     assert near.id == far.id == "pwexpire.W007"
     assert near.hint == "Did you mean PWEXPIRE_POLL_SECONDS?" and "README" in far.hint
 
 
 def test_e008_an_exempt_view_that_does_not_exist(settings):
     settings.PWEXPIRE_EXEMPT_VIEWS = ["hom", "admin:index", "password_reset_confirm", "qqqq"]
-    first, second = checks.check_exempt_views(None)
+    first, second = checks.site.check_exempt_views(None)
     assert first.id == second.id == "pwexpire.E008"
     assert "mean home?" in first.hint and "namespace" in second.hint
 
@@ -182,14 +182,14 @@ def test_e008_an_exempt_view_that_does_not_exist(settings):
 @pytest.mark.parametrize("value", [5, "home", [1, "home"], [["home"]]])
 def test_e008_leaves_a_wrong_type_to_e006(settings, value):
     settings.PWEXPIRE_EXEMPT_VIEWS = value
-    assert checks.check_exempt_views(None) == []
-    assert ids(checks.check_settings(None)) == ["pwexpire.E006"]
+    assert checks.site.check_exempt_views(None) == []
+    assert ids(checks.configuration.check_settings(None)) == ["pwexpire.E006"]
 
 
 def test_e009_the_hook_without_axes(settings, monkeypatch):
     settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = True
     monkeypatch.setattr(configuration.apps, "is_installed", lambda name: False)
-    assert ids(checks.check_lockout_hook(None)) == ["pwexpire.E009"]
+    assert ids(checks.configuration.check_lockout_hook(None)) == ["pwexpire.E009"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_w010_axes_does_not_lock_by_name(settings, monkeypatch, parameters, foun
     monkeypatch.setattr(configuration.apps, "is_installed", lambda name: True)
     settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = True
     settings.AXES_LOCKOUT_PARAMETERS = parameters
-    assert ids(checks.check_lockout_hook(None)) == found
+    assert ids(checks.configuration.check_lockout_hook(None)) == found
 
 
 class Elsewhere:
@@ -217,25 +217,25 @@ class Elsewhere:
 
 def test_e011_records_live_elsewhere(settings):
     settings.DATABASE_ROUTERS = [Elsewhere()]
-    assert ids(checks.check_databases(None)) == ["pwexpire.E011"]
+    assert ids(checks.site.check_databases(None)) == ["pwexpire.E011"]
 
 
 def test_w012_enforcement_is_off(settings):
     settings.PWEXPIRE_ENFORCE = False
-    assert ids(checks.check_enforced(None)) == ["pwexpire.W012"]
+    assert ids(checks.configuration.check_enforced(None)) == ["pwexpire.W012"]
 
 
 def test_w013_no_well_known_url(settings):
     settings.ROOT_URLCONF = "tests.testapp.urls_other"
-    assert ids(checks.check_well_known(None)) == ["pwexpire.W013"]
+    assert ids(checks.site.check_well_known(None)) == ["pwexpire.W013"]
 
 
 @pytest.mark.parametrize("urls", [None, "no.such.urls", "tests.support"])
 def test_sites_without_urls_are_not_asked(settings, urls):
     settings.ROOT_URLCONF = urls
     settings.PWEXPIRE_EXEMPT_VIEWS = ["x"]
-    assert checks.check_change_url(None) == checks.check_well_known(None) == []
-    assert checks.check_exempt_views(None) == []
+    assert checks.site.check_change_url(None) == checks.site.check_well_known(None) == []
+    assert checks.site.check_exempt_views(None) == []
 
 
 @pytest.mark.django_db
@@ -254,12 +254,12 @@ def test_the_session_of_the_probe_is_nowhere():
 
 
 def test_e014_tasks_without_a_framework(settings, monkeypatch):
-    assert checks.check_tasks(None) == []
+    assert checks.configuration.check_tasks(None) == []
     settings.PWEXPIRE_ENQUEUE_ABOVE = 100
     monkeypatch.setattr(configuration, "find_tasks", lambda: None)
-    assert ids(checks.check_tasks(None)) == ["pwexpire.E014"]
+    assert ids(checks.configuration.check_tasks(None)) == ["pwexpire.E014"]
     monkeypatch.setattr(configuration, "find_tasks", lambda: checks)
-    assert checks.check_tasks(None) == []
+    assert checks.configuration.check_tasks(None) == []
 
 
 HISTORY = {"NAME": "pwexpire.validators.PasswordHistoryValidator"}
@@ -297,20 +297,20 @@ def validators(settings):
 )
 def test_w015_policies_that_contradict_each_other(settings, policy, found):
     settings.PWEXPIRE_POLICY = policy
-    assert ids(checks.check_contradictions(None)) == ["pwexpire.W015"] * found
+    assert ids(checks.policies.check_contradictions(None)) == ["pwexpire.W015"] * found
 
 
 def test_w016_a_history_that_nobody_looks_at(settings, validators):
     validators()
     settings.PWEXPIRE_POLICY = Policy(history=2, min_age=timedelta(days=1))
-    (message,) = checks.check_validators(None)
+    (message,) = checks.policies.check_validators(None)
     assert message.id == "pwexpire.W016" and "history and min_age" in message.msg
     validators({"NAME": "no.such.Validator"})
-    assert ids(checks.check_validators(None)) == ["pwexpire.W016"]
+    assert ids(checks.policies.check_validators(None)) == ["pwexpire.W016"]
     validators(HISTORY)
-    assert checks.check_validators(None) == []
+    assert checks.policies.check_validators(None) == []
     settings.PWEXPIRE_POLICY = "nist"
-    assert checks.check_validators(None) == []
+    assert checks.policies.check_validators(None) == []
 
 
 @pytest.mark.parametrize(
@@ -318,104 +318,104 @@ def test_w016_a_history_that_nobody_looks_at(settings, validators):
 )
 def test_e017_logins_that_nobody_refuses(settings, policy):
     settings.PWEXPIRE_POLICY = policy
-    assert ids(checks.check_refusing(None)) == ["pwexpire.E017"]
+    assert ids(checks.policies.check_refusing(None)) == ["pwexpire.E017"]
     settings.AUTHENTICATION_BACKENDS = ["no.such.Backend", BACKEND]
-    assert checks.check_refusing(None) == []
+    assert checks.policies.check_refusing(None) == []
 
 
 def test_w018_passwords_that_are_too_short_for_pci(settings, validators):
     settings.PWEXPIRE_POLICY = {"staff": "pci-dss"}
     validators(lengths(8))
-    assert ids(checks.check_length(None)) == ["pwexpire.W018"]
+    assert ids(checks.policies.check_length(None)) == ["pwexpire.W018"]
     validators(lengths(12))
-    assert checks.check_length(None) == []
+    assert checks.policies.check_length(None) == []
     settings.PWEXPIRE_POLICY = None
-    assert checks.check_length(None) == []
+    assert checks.policies.check_length(None) == []
 
 
 def test_i019_nobody_is_known_to_have_a_second_factor(settings):
     settings.PWEXPIRE_POLICY = "pci-dss"
-    assert ids(checks.check_second_factor(None)) == ["pwexpire.I019"]
+    assert ids(checks.policies.check_second_factor(None)) == ["pwexpire.I019"]
     settings.PWEXPIRE_SECOND_FACTOR = "no.such.thing"
-    assert checks.check_second_factor(None) == []  # E006 says so
+    assert checks.policies.check_second_factor(None) == []  # E006 says so
     settings.PWEXPIRE_SECOND_FACTOR = "tests.testapp.policies.is_bob"
-    assert checks.check_second_factor(None) == []
+    assert checks.policies.check_second_factor(None) == []
 
 
 def test_w020_a_backend_that_is_not_there(settings):
     settings.PWEXPIRE_EXEMPT_BACKENDS = ["django.contrib.auth.backends.ModelBackends", "x"]
-    first, second = checks.check_backends(None)
+    first, second = checks.configuration.check_backends(None)
     assert first.id == second.id == "pwexpire.W020" and "ModelBackend?" in first.hint
     settings.PWEXPIRE_EXEMPT_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
-    assert checks.check_backends(None) == []
+    assert checks.configuration.check_backends(None) == []
 
 
 def test_e021_and_e022_validators_at_the_login(settings):
     settings.PWEXPIRE_LOGIN_VALIDATORS = True
-    assert ids(checks.check_backends(None)) == ["pwexpire.E021"]
+    assert ids(checks.configuration.check_backends(None)) == ["pwexpire.E021"]
     settings.AUTHENTICATION_BACKENDS = [BACKEND]
-    assert checks.check_backends(None) == []
+    assert checks.configuration.check_backends(None) == []
     for wrong in (["x"], [{}], [{"NAME": "no.such.Validator"}]):
         settings.PWEXPIRE_LOGIN_VALIDATORS = wrong
-        assert ids(checks.check_backends(None)) == ["pwexpire.E022"]
+        assert ids(checks.configuration.check_backends(None)) == ["pwexpire.E022"]
     settings.PWEXPIRE_LOGIN_VALIDATORS = "wrong"
-    assert checks.check_backends(None) == []  # E006 says so
+    assert checks.configuration.check_backends(None) == []  # E006 says so
 
 
 def test_w023_counting_only(settings):
     settings.PWEXPIRE_ENFORCE = "report"
-    assert ids(checks.check_enforced(None)) == ["pwexpire.W023"]
+    assert ids(checks.configuration.check_enforced(None)) == ["pwexpire.W023"]
 
 
 def test_e032_a_held_user_cannot_log_out(settings):
-    assert checks.check_way_out(None) == []
+    assert checks.site.check_way_out(None) == []
     settings.ROOT_URLCONF = (path("logout/", home, name="logout"),)
-    (message,) = checks.check_way_out(None)
+    (message,) = checks.site.check_way_out(None)
     assert message.id == "pwexpire.E032" and "No view that logs out" in message.msg
     settings.PWEXPIRE_LOGOUT_URL = "logout"
-    assert checks.check_way_out(None) == []
+    assert checks.site.check_way_out(None) == []
     settings.PWEXPIRE_LOGOUT_URL = "log-out"
-    (message,) = checks.check_way_out(None)
+    (message,) = checks.site.check_way_out(None)
     assert message.id == "pwexpire.E032" and "'log-out'" in message.msg and message.hint
 
 
 def test_e033_the_reset_page_leads_nowhere(settings):
     settings.PWEXPIRE_RESET_URL = "nowhere"
-    (message,) = checks.check_way_out(None)
+    (message,) = checks.site.check_way_out(None)
     assert message.id == "pwexpire.E033" and "'nowhere'" in message.msg and message.hint
     settings.PWEXPIRE_RESET_URL = "password_reset"
-    assert checks.check_way_out(None) == []
+    assert checks.site.check_way_out(None) == []
 
 
 @pytest.mark.parametrize("name", ["LOGIN_URL", "LOGIN_REDIRECT_URL"])
 def test_w030_pages_of_django_that_lead_nowhere(settings, name):
     for right in ("/plain/", "home", "/?a=1", "https://login.example.com/", "//example.com/"):
         setattr(settings, name, right)
-        assert checks.check_dead_ends(None) == []
+        assert checks.site.check_dead_ends(None) == []
     for wrong in ("/accounts/profile/", "nowhere", "../x"):
         setattr(settings, name, wrong)
-        (message,) = checks.check_dead_ends(None)
+        (message,) = checks.site.check_dead_ends(None)
         assert message.id == "pwexpire.W030" and message.msg.startswith(f"{name} = {wrong!r}")
     settings.ROOT_URLCONF = None
-    assert checks.check_dead_ends(None) == checks.check_way_out(None) == []
+    assert checks.site.check_dead_ends(None) == checks.site.check_way_out(None) == []
 
 
 def test_i034_an_admin_without_the_action(settings, monkeypatch):
-    assert checks.check_user_admin(None) == []
+    assert checks.site.check_user_admin(None) == []
     other = admin.AdminSite("other")
     settings.ROOT_URLCONF = (path("other/", other.urls),)
-    assert checks.check_user_admin(None) == []  # no users there
+    assert checks.site.check_user_admin(None) == []  # no users there
     other.register(get_user_model(), UserAdmin)
     settings.ROOT_URLCONF = (path("other/", other.urls), path("", home, name="home"))
-    (message,) = checks.check_user_admin(None)
+    (message,) = checks.site.check_user_admin(None)
     assert message.id == "pwexpire.I034" and "extend_user_admin" in message.hint
     with monkeypatch.context() as patch:
         patch.setattr(site.apps, "is_installed", lambda name: False)
-        assert checks.check_user_admin(None) == []
+        assert checks.site.check_user_admin(None) == []
     by_hand = type("ByHand", (UserAdmin,), {"actions": [expire_passwords_action]})
     other.unregister(get_user_model())
     other.register(get_user_model(), by_hand)
     settings.ROOT_URLCONF = (path("other/", other.urls),)
-    assert checks.check_user_admin(None) == []
+    assert checks.site.check_user_admin(None) == []
     settings.ROOT_URLCONF = None
-    assert checks.check_user_admin(None) == []
+    assert checks.site.check_user_admin(None) == []

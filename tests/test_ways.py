@@ -756,7 +756,7 @@ def test_callables_have_a_name_in_every_process(settings):
     for given in (of, partial(of)):
         settings.PWEXPIRE_POLICY = given
         assert conf.policy_key is not None and "0x" not in conf.policy_key
-        assert checks.check_settings(None) == []
+        assert checks.configuration.check_settings(None) == []
     assert conf.rules is None and conf.policies == ()
 
 

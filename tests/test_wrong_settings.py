@@ -41,10 +41,10 @@ def test_only_false_and_report_switch_enforcement_off(alice, client, settings, v
     client.force_login(alice)
     assert is_held(client)
     if value is not True:
-        assert [one.id for one in checks.check_settings(None)] == ["pwexpire.E006"]
+        assert [one.id for one in checks.configuration.check_settings(None)] == ["pwexpire.E006"]
     for off in (False, "report"):
         settings.PWEXPIRE_ENFORCE = off
-        assert not is_held(client) and checks.check_settings(None) == []
+        assert not is_held(client) and checks.configuration.check_settings(None) == []
 
 
 WRONG = [
@@ -175,14 +175,14 @@ LAX = ["ByEmail", "TakesAnything", "InAsyncCodeOnly"]
 @pytest.mark.parametrize("require", [Require.RESET, Require.DENY])
 def test_any_backend_that_accepts_a_withdrawn_password_is_named(alice, settings, name, require):
     settings.AUTHENTICATION_BACKENDS = [OURS, HERE + name]
-    (error,) = checks.check_backends(None)
+    (error,) = checks.configuration.check_backends(None)
     assert error.id == "pwexpire.E025" and HERE + name in error.msg and error.hint
     with pytest.raises(InvalidRequest, match=f"{HERE}{name} would not"):
         services.expire_passwords(alice, require=require)
     with pytest.raises(InvalidRequest, match=f"{HERE}{name} would not"):
         services.expire_everyone(require=require)
     settings.PWEXPIRE_EXEMPT_BACKENDS = [HERE + name]
-    assert checks.check_backends(None) == [] and conf.refuses_logins
+    assert checks.configuration.check_backends(None) == [] and conf.refuses_logins
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_any_backend_that_accepts_a_withdrawn_password_is_named(alice, settings,
 )
 def test_backends_that_check_no_passwords_or_refuse_them(settings, name):
     settings.AUTHENTICATION_BACKENDS = [HERE + name, OURS]
-    assert conf.refuses_logins and checks.check_backends(None) == []
+    assert conf.refuses_logins and checks.configuration.check_backends(None) == []
 
 
 def test_backends_of_django_and_of_django_axes(settings):
@@ -205,4 +205,4 @@ def test_backends_of_django_and_of_django_axes(settings):
 
 
 def test_none_refuses():
-    assert not conf.refuses_logins and checks.check_backends(None) == []
+    assert not conf.refuses_logins and checks.configuration.check_backends(None) == []

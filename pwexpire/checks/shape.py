@@ -13,14 +13,16 @@ from pwexpire.conf import SETTINGS
 
 Messages = Iterator[CheckMessage]
 Check = Callable[..., list[CheckMessage]]
+ALL: list[Check] = []
 
 
 def check(find: Callable[[], Messages]) -> Check:
-    """Return the check that lists what ``find`` yields."""
+    """Register the check that lists what ``find`` yields, and return it."""
 
     def run(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         return list(find())
 
+    ALL.append(run)
     return run
 
 
@@ -34,6 +36,7 @@ def check_urls(find: Callable[[], Messages]) -> Check:
             loaded = False
         return list(find()) if loaded else []
 
+    ALL.append(run)
     return run
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from pwexpire.services.staging import Progress
+
+# Adds a verb by its name and what it does; returns the parser that takes its arguments.
+AddVerb = Callable[..., ArgumentParser]
 
 
 class Console:

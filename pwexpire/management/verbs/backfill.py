@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +10,7 @@ from django.core.management.base import CommandError
 
 from pwexpire.conf import conf
 from pwexpire.management.bars import bars
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.selectors import add_selectors, choose_users
 from pwexpire.services.backfill import Forecast, Terms, backfill, forecast
 
@@ -26,7 +25,7 @@ SEEN = (
 )
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb("backfill", "Assume a change where nobody saw one, spread over an interval.")
     add_selectors(parser)
     parser.add_argument("--spread", default="30d", metavar="30d", help="12h, 30d or 2w")
@@ -36,7 +35,7 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
     parser.add_argument("--seen", action="store_true", help="refused, and says why")
 
 
-def run(options: dict[str, Any], console: Any) -> Any:
+def run(options: dict[str, Any], console: Console) -> Any:
     if options["seen"]:
         raise CommandError(SEEN)
     given = options["max_age"]

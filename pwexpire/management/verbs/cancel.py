@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from pwexpire.management.batches import find_batch
-from pwexpire.management.console import Console
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.safety import count_selected, refuse_by_rank
 from pwexpire.management.selectors import (
     ALLOW_EMPTY,
@@ -23,7 +21,7 @@ from pwexpire.services.selection import Selection, all_users, members
 from pwexpire.services.status import active_batches, open_demand, usable_password
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb("cancel", "Cancel the demands on the selected users, or those of a batch.")
     add_selectors(parser)
     parser.add_argument("--batch", type=int, metavar="ID")

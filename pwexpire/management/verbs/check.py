@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from pwexpire.conf import conf
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.probe import explain_results, probe
 from pwexpire.management.selectors import find_user
 from pwexpire.management.verdict import explain
@@ -17,12 +16,12 @@ from pwexpire.pages import find_url
 PASSED = "All is well: held sessions reach the way to change the password, and nothing else."
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb("check", "Prove that sessions are held; writes nothing.")
     parser.add_argument("--user", metavar="NAME", help="explain the verdict on a user")
 
 
-def run(options: dict[str, Any], console: Any) -> Any:
+def run(options: dict[str, Any], console: Console) -> Any:
     if options["user"]:
         return explain(find_user(options["user"]))
     # Raises first: without a change page every other finding follows from that.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from argparse import ArgumentParser
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.management.batches import COUNTS, ENQUEUE, describe_batch, find_enqueuer
-from pwexpire.management.console import Console
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import Facts
 from pwexpire.management.safety import (
     confirm_expiry,
@@ -39,7 +37,7 @@ from pwexpire.services.selection import Selection
 FORCE = "with reset or deny: also lock the actor or the last active superuser out"
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb("expire", "Demand a new password of the selected users.")
     add_selectors(parser)
     add = parser.add_argument

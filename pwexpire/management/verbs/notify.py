@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from pwexpire.exceptions import TasksUnavailable
 from pwexpire.management.batches import find_batch
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.selectors import add_selectors, excluded, names_somebody, select_or_all
 from pwexpire.models import ExpiryBatch
 from pwexpire.services.notices import NoticeReport, announce_expiry, notify_users, retry_unsent
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb(
         "notify", "Tell users by e-mail that their password ages out, once for each step."
     )
@@ -31,7 +30,7 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
     )
 
 
-def run(options: dict[str, Any], console: Any) -> Any:
+def run(options: dict[str, Any], console: Console) -> Any:
     limit, dry_run = options["limit"], options["dry_run"]
     if limit is not None and limit < 1:
         raise CommandError("--limit must be 1 or more.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from pwexpire.conf import conf
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import show_plain
 from pwexpire.management.selectors import find_user
 from pwexpire.policy import PRESETS, Chosen, Policy, Preset
@@ -18,14 +19,14 @@ DEMANDS = [one.name for one in fields(Policy) if one.name != "name"]
 OF_THE_AGE = ("max_age", "warn_before", "grace_logins", "require", "single_factor_only")
 
 
-def add(verb: Callable[[str, str], Any]) -> None:
+def add(verb: AddVerb) -> None:
     policy = verb("policy", "The policies of this site, and the clauses behind them.")
     policy.add_argument("--explain", action="store_true", help="with the clauses")
     policy.add_argument("--preset", metavar="NAME", help="one that is not in use")
     policy.add_argument("--user", metavar="NAME", help="what they demand of a user")
 
 
-def run(options: dict[str, Any], console: Any) -> Any:
+def run(options: dict[str, Any], console: Console) -> Any:
     if options["user"]:
         return _describe_rules_of(options["user"])
     if options["preset"]:

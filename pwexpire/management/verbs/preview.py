@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from pwexpire.management.console import Console
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import Facts
 from pwexpire.management.selectors import add_selectors, excluded, select
 from pwexpire.services.batches import preview_expiry
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     add_selectors(verb("preview", "Count the users that an expiry would reach; writes nothing."))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import CommandError
 
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.services.history import prune_history
 from pwexpire.services.index import prune_index
 from pwexpire.services.pruning import (
@@ -28,12 +28,12 @@ PRUNERS: dict[str, Callable[[int], int]] = {
 }
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb("prune", "Remove dead index entries, satisfied batches and old hashes.")
     parser.add_argument("--chunk", type=int, default=1000, metavar="N")
 
 
-def run(options: dict[str, Any], console: Any) -> Any:
+def run(options: dict[str, Any], console: Console) -> Any:
     if options["chunk"] < 1:
         raise CommandError("--chunk must be 1 or more.")
     return {name: prune(options["chunk"]) for name, prune in PRUNERS.items()}

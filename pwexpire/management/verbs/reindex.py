@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import CommandError
 
-from pwexpire.management.console import Console
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.services.index import build_index, uses_index
 from pwexpire.sessionstore.registry import get_adapter
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     verb("reindex", "Index the sessions that were there before pwexpire.")
 
 

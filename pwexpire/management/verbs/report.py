@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import astuple, fields
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from pwexpire.management.bars import bars
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import Rows
 from pwexpire.management.selectors import add_selectors, choose_users, names_somebody
 from pwexpire.services.evidence import BatchEvidence, Evidence, batch_rows, rows, total
@@ -28,7 +28,7 @@ WHOLE: dict[str, Callable[[], Rows]] = {
 }
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb("report", "What is known of every password.", formats=FORMATS)
     add_selectors(parser)
     what = parser.add_mutually_exclusive_group()
@@ -40,7 +40,7 @@ def add(verb: Callable[..., ArgumentParser]) -> None:
     parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
 
 
-def run(options: dict[str, Any], console: Any) -> Any:
+def run(options: dict[str, Any], console: Console) -> Any:
     for name, read in WHOLE.items():
         if options[name] and names_somebody(options):
             raise CommandError(f"--{name} shows all of them: it goes with no selector.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -16,13 +14,13 @@ from pwexpire.management.batches import (
     find_batch,
     find_enqueuer,
 )
-from pwexpire.management.console import Console
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.selectors import add_selectors, excluded, names_somebody, select
 from pwexpire.models import BatchState, ExpiryBatch
 from pwexpire.services.batches import resume_expiry
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb("resume", "Go on with interrupted batches.")
     parser.add_argument("batch", nargs="?", type=int, metavar="ID")
     parser.add_argument("--enqueue", action="store_true", help=ENQUEUE)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from pwexpire.feed import feed
-from pwexpire.management.console import Console
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import Rows
 from pwexpire.management.selectors import find_user
 from pwexpire.models import SessionEntry
@@ -22,7 +21,7 @@ from pwexpire.sessionstore.registry import get_adapter
 COLUMNS = ("session", "user", "flagged", "expires")
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb("sessions", "The stored sessions: of whom, flagged or not, until when.")
     parser.add_argument("--user", metavar="NAME")
     parser.add_argument("--flagged", action="store_true")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -12,6 +10,7 @@ from django.contrib.auth import get_user_model
 from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.management.batches import UNFINISHED
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import Facts
 from pwexpire.management.selectors import find_users
 from pwexpire.models import BatchState, ExpiryBatch, SessionEntry
@@ -27,12 +26,12 @@ from pwexpire.sessionstore.registry import get_adapter
 CAPABILITIES = ("enumerate", "flag", "end", "user_lookup", "index")
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb("status", "What is demanded of a user, or the state of the whole site.")
     parser.add_argument("--user", action="append", default=[], metavar="NAME")
 
 
-def run(options: dict[str, Any], console: Any) -> Any:
+def run(options: dict[str, Any], console: Console) -> Any:
     if options["user"]:
         users = get_user_model()._base_manager.using(feed.using)
         return [_describe_user(user) for user in users.filter(pk__in=find_users(options["user"]))]

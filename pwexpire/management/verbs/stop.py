@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Callable
 from typing import Any
 
 from pwexpire.management.batches import find_batch
+from pwexpire.management.console import AddVerb, Console
 from pwexpire.services.batches import stop_expiry
 
 
-def add(verb: Callable[..., ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     parser = verb("stop", "Stop the processes that work at a batch; resume goes on with it.")
     parser.add_argument("batch", type=int, metavar="ID")
 
 
-def run(options: dict[str, Any], console: Any) -> Any:
+def run(options: dict[str, Any], console: Console) -> Any:
     batch = find_batch(options["batch"])
     return {"batch": batch.pk, "stopped": stop_expiry(batch), "state": str(batch.state)}
