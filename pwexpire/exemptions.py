@@ -7,9 +7,10 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from django.conf import settings
 from django.contrib.auth import views
 from django.http import HttpRequest, HttpResponseBase
-from django.urls import Resolver404, ResolverMatch, resolve
+from django.urls import NoReverseMatch, Resolver404, ResolverMatch, resolve
 from django.views.i18n import JavaScriptCatalog, set_language
 
 from pwexpire.conf import conf
@@ -35,6 +36,8 @@ EXEMPT_CLASSES = (
     views.PasswordResetCompleteView,
     JavaScriptCatalog,
 )
+NO_DESTINATION = (views.LoginView, views.LogoutView, views.PasswordChangeView)
+NO_DESTINATION_ADMIN = frozenset({"login", "logout", "password_change"})
 EXEMPT_ADMIN = frozenset({"logout", "password_change", "password_change_done", "i18n_javascript"})
 # Wagtail's log-out and reset views are subclasses of Django's; its account page is left out,
 # because it changes the e-mail address as well.
@@ -167,6 +170,25 @@ def find_match(request: HttpRequest) -> ResolverMatch | None:
             return resolve(request.path_info, getattr(request, "urlconf", None))
     except Resolver404:
         return None
+
+
+def is_no_destination(request: HttpRequest, url: str) -> bool:
+    """Whether ``url`` is a login, log-out or change page, where nobody wants to go on to."""
+    path, urlconf = get_path(url), getattr(request, "urlconf", None)
+    named = [str(settings.LOGIN_URL), conf.logout_url, conf.change_url]
+    with url_language(request):
+        for given in filter(None, named):
+            with suppress(NoReverseMatch, Resolver404):
+                if get_path(find_page(given, urlconf)) == path:
+                    return True
+        with suppress(Resolver404):
+            match = resolve(strip_prefix(path), urlconf)
+            view_class = get_view_class(match.func)
+            classes = (*NO_DESTINATION, *load_classes(PACKAGE_LOGOUT))
+            if view_class is not None and issubclass(view_class, classes):
+                return True
+            return "admin" in match.app_names and match.url_name in NO_DESTINATION_ADMIN
+    return False
 
 
 def find_redirect(request: HttpRequest, response: HttpResponseBase) -> HttpRequest | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -13,12 +14,15 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonRes
 from django.shortcuts import resolve_url
 from django.template.loader import render_to_string
 from django.urls import ResolverMatch, reverse
+from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
 from pwexpire.conf import conf
 from pwexpire.constants import DENIED_CODE, ENDED_CODE, PROBLEM_CODE, RESET_CODE
 from pwexpire.exceptions import ChangeURLNotFound
+from pwexpire.exemptions import is_no_destination
 from pwexpire.models import Require
 from pwexpire.pages import find_reset_url, url_language
 
@@ -89,7 +93,7 @@ def held_response(request: HttpRequest, change_url: str) -> HttpResponse:
         )
     elif request.method in ("GET", "HEAD"):
         path = request.get_full_path()
-        if len(path) <= NEXT_MAX:
+        if len(path) <= NEXT_MAX and not is_no_destination(request, path):
             change_url = _with_query(change_url, REDIRECT_FIELD_NAME, path)
         response = HttpResponseRedirect(change_url)
     else:
@@ -181,6 +185,23 @@ def _say_unprocessed(request: HttpRequest) -> None:
 
 def impersonated_text() -> str:
     return _("You act as another user. Stop acting as them before you change a password.")
+
+
+def held_text(reason: str, since: datetime | None) -> str:
+    """For a change page that does not say it itself."""
+    said = [_("Your password has to be changed before you can go on.")]
+    if reason:
+        said = [
+            _("Your password has to be changed before you can go on: %(reason)s.")
+            % {"reason": reason}
+        ]
+    if since is not None:
+        local = timezone.localtime(since) if timezone.is_aware(since) else since
+        zone = local.tzname() or timezone.get_default_timezone_name()
+        when = f"{date_format(local, 'DATETIME_FORMAT')} {zone}"
+        said.append(_("This is so since %(when)s.") % {"when": when})
+    said.append(_("Enter your old password and a new one."))
+    return " ".join(said)
 
 
 def unprocessed_text() -> str:

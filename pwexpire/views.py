@@ -19,6 +19,7 @@ from pwexpire.cases import is_impersonated
 from pwexpire.conf import conf
 from pwexpire.decorators import password_expiry_exempt
 from pwexpire.exceptions import ChangeURLNotFound
+from pwexpire.exemptions import is_no_destination
 from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.pages import find_logout_url, find_reset_url, find_url
 from pwexpire.responses import impersonated_text, no_store, unavailable, unprocessed_text
@@ -44,6 +45,12 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
 
     def get_success_url(self) -> str:
         return views.RedirectURLMixin.get_success_url(self)
+
+    def get_redirect_url(self) -> str:
+        url = super().get_redirect_url()
+        if url and is_no_destination(self.request, url):
+            return resolve_url(settings.LOGIN_REDIRECT_URL)
+        return url
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         context = super().get_context_data(**kwargs)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
+from unittest import mock
 
 import pytest
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Permission
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
+from django.http import HttpResponse
 from django.test import Client
 from django.urls import path
 
@@ -21,8 +24,11 @@ from pwexpire.admin import (
     extend_user_admin,
 )
 from pwexpire.models import ExpiryBatch
+from pwexpire.responses import held_text
 from tests.factories import StaffFactory
-from tests.support import NEW
+from tests.support import NEW, change_password
+from tests.test_laws import login
+from tests.urls import urlpatterns
 
 pytestmark = pytest.mark.django_db(transaction=True)
 URL = "/admin/auth/user/"
@@ -235,3 +241,58 @@ def test_what_is_demanded_can_be_chosen(office, alice, root, settings):
     assert b'value="reset"' in act(office, "expire_passwords_action", [alice]).content
     act(office, "expire_passwords_action", [alice], **{**CONFIRMED, "require": "reset"})
     assert ExpiryBatch.objects.get().require == "reset"
+
+
+@pytest.mark.parametrize("url", ["/admin/password_change/", "/accounts/password_change/"])
+def test_a_held_administrator_reads_why(engine, server, root, url):
+    browser = login(server, root)
+    services.expire_passwords(root, reason="compromised")
+    for page in (browser.get(url), change_password(browser, url=url, old="wrong")):
+        said = page.content.decode()
+        assert "can go on: the password may be known to others." in said
+        assert re.search(r"This is so since [^<]* C[SD]T\.", said)
+        assert "Enter your old password and a new one." in said
+    assert said.count("can go on") == 1
+    assert change_password(browser, url=url).status_code == 302
+    assert "can go on" not in browser.get(url).content.decode()
+    assert "can go on" not in browser.get("/admin/").content.decode()
+
+
+def test_other_messages_are_shown_beside_it(client, root, settings):
+    settings.ROOT_URLCONF = (path("message/", leave_message), *urlpatterns)
+    client.force_login(root)
+    client.get("/message/")
+    services.expire_passwords(root)
+    said = client.get("/admin/password_change/").content.decode()
+    assert "Kept for you" in said and "can go on" in said
+    assert "Kept for you" not in client.get("/admin/password_change/").content.decode()
+
+
+def test_who_is_held_by_hand_reads_what_to_do(client, root):
+    client.force_login(root)
+    session = client.session
+    session["password_expired"] = True
+    session.save()
+    said = client.get("/admin/password_change/").content.decode()
+    assert "before you can go on. Enter your old password and a new one." in said
+
+
+def test_the_page_is_shown_though_the_reason_cannot_be_asked(client, root):
+    client.force_login(root)
+    services.expire_passwords(root)
+    with mock.patch(
+        "pwexpire.middleware.explaining.password_status", side_effect=DatabaseError("down")
+    ):
+        answer = client.get("/admin/password_change/")
+    assert answer.status_code == 200 and b"can go on" not in answer.content
+
+
+def test_a_time_without_a_zone_is_said_as_it_is():
+    assert "since Nov. 25, 2026, 9 a.m. America/Chicago. Enter" in held_text(
+        "", datetime(2026, 11, 25, 9)
+    )
+
+
+def leave_message(request):
+    messages.info(request, "Kept for you")
+    return HttpResponse("left")

@@ -309,6 +309,49 @@ def test_of_one_class_only_some_endpoints_are_exempt(monkeypatch, actions, exemp
     assert exemptions.is_exempt(view, None) is exempt
 
 
+NOWHERE_TO_GO = [
+    "/accounts/login/?next=/plain/",
+    "/accounts/logout/",
+    "/account/log-out/",
+    CHANGE,
+    "/accounts/password_change/",
+    "/admin/login/",
+    "/admin/logout/",
+    "/admin/password_change/",
+    "/away/",
+]
+
+
+@pytest.mark.parametrize("prefix", ["/", "/below/"])
+@pytest.mark.parametrize("next", NOWHERE_TO_GO)
+def test_after_the_change_nobody_goes_to_a_page_that_leads_back(held, settings, site, next, prefix):
+    site(path("away/", plain, name="away"))
+    settings.PWEXPIRE_LOGOUT_URL = "away"
+    settings.LOGIN_REDIRECT_URL = "/cart/"
+    below = prefix.rstrip("/")
+    set_script_prefix(prefix)
+    try:
+        sent = {"old_password": OLD, "new_password1": NEW, "new_password2": NEW}
+        sent["next"] = below + next
+        assert held.post(CHANGE, sent, SCRIPT_NAME=below)["Location"] == "/cart/"
+    finally:
+        clear_script_prefix()
+
+
+@pytest.mark.parametrize("next", ["/plain/", "/nowhere/", "/admin/", "/plain/?next=/admin/login/"])
+def test_after_the_change_everybody_goes_where_they_wanted_to(held, next):
+    assert change_password(held, next=next)["Location"] == next
+
+
+def test_the_redirect_to_the_change_page_does_not_lead_back_to_the_login(held, settings):
+    assert held.get("/accounts/login/?next=/plain/")["Location"] == CHANGE
+    assert held.get("/plain/?next=/accounts/login/")["Location"] == (
+        f"{CHANGE}?next=/plain/%3Fnext%3D/accounts/login/"
+    )
+    settings.LOGIN_URL = "https://sso.example.com/"
+    assert held.get("/plain/")["Location"] == f"{CHANGE}?next=/plain/"
+
+
 # The probe of manage.py pwexpire check.
 
 

@@ -12,6 +12,7 @@ from django.http import HttpRequest, HttpResponseBase
 from pwexpire.cases import find_visit
 from pwexpire.middleware.answers import Answer
 from pwexpire.middleware.departure import Departure
+from pwexpire.middleware.explaining import add_reason, needs_reason
 from pwexpire.middleware.tries import SAFE_METHODS, may_be_try, verify_try
 from pwexpire.services.changes import Witness, note_server, witness
 from pwexpire.services.guesses import follow_up_wrong
@@ -124,10 +125,14 @@ class PasswordExpiryMiddleware(Departure):
         self._show_way_out(request, response)
         if self._is_wrong_guess(request, response):
             follow_up_wrong(request)
+        if needs_reason(request, response):
+            add_reason(request, response)
         return response
 
     async def _process_template_async(self, request: HttpRequest, response: Any) -> Any:
         self._show_way_out(request, response)
         if self._is_wrong_guess(request, response):
             await sync_to_async(follow_up_wrong)(request)
+        if needs_reason(request, response):
+            await sync_to_async(add_reason)(request, response)
         return response
