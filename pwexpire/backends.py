@@ -72,14 +72,9 @@ class PasswordExpiryMixin:
 
     @sensitive_variables()
     def _admit(self, request: HttpRequest | None, user: Any, password: Any) -> None:
-        """Raises ``PermissionDenied`` where the password, though right, is worth nothing."""
-        try:
-            with savepoint(using=feed.using):
-                judged = retried(partial(judge, user), using=feed.using)
-        except DatabaseFault as error:
-            logger.error("Whether a login has to be refused could not be asked: %s", error)
-            if conf.enforce and conf.fail_closed and not is_missing_table(feed.using, error):
-                raise PermissionDenied from None
+        """Raise ``PermissionDenied`` if the password, though right, is withdrawn."""
+        judged = _judge_login(user)
+        if judged is None:
             return
         if conf.enforce and judged.withdrawn and self.should_refuse(request, user, judged):
             if request is not None:
@@ -91,6 +86,18 @@ class PasswordExpiryMixin:
 
 class PasswordExpiryBackend(PasswordExpiryMixin, ModelBackend):
     """In ``AUTHENTICATION_BACKENDS`` in place of Django's ``ModelBackend``."""
+
+
+def _judge_login(user: Any) -> Judgement | None:
+    """What is demanded of ``user``; ``None`` if it cannot be asked, and the login goes on."""
+    try:
+        with savepoint(using=feed.using):
+            return retried(partial(judge, user), using=feed.using)
+    except DatabaseFault as error:
+        logger.error("Whether a login is refused could not be asked: %s", error)
+        if conf.enforce and conf.fail_closed and not is_missing_table(feed.using, error):
+            raise PermissionDenied from None
+        return None
 
 
 def _is_asked() -> bool:

@@ -144,23 +144,21 @@ class Departure(Enforcement):
         The page is one whose form is none of Django's, and the present password was not found in
         what was sent: nobody can see what was wrong with it.
         """
-        visit = visit_of(request)
-        case = visit.case
-        if case is None or not visit.held or not visit.reached or request.method != "POST":
+        visit, current = visit_of(request), witness.get()
+        if current is None or visit.case is None or not self._is_foreign_form(request, response):
             return False
-        match = request.resolver_match
-        if match is None or not is_foreign_change_page(request, match.func):
+        # If the old password was right, only the new one was refused.
+        if current.reported or current.knows_old or current.judged.get(visit.case.user_id):
+            return False
+        return names_user(request.session, request.user)  # else the view ended the session
+
+    def _is_foreign_form(self, request: HttpRequest, response: HttpResponseBase) -> bool:
+        visit, match = visit_of(request), request.resolver_match
+        sent = visit.held and visit.reached and request.method == "POST"
+        if not sent or match is None or not is_foreign_change_page(request, match.func):
             return False
         form = (getattr(response, "context_data", None) or {}).get("form")
-        current = witness.get()
-        return (
-            not isinstance(form, PasswordChangeForm)
-            and names_user(request.session, request.user)  # else the view ended the session
-            and current is not None
-            and not current.reported
-            and not current.knows_old  # else only the new password was refused
-            and not current.judged.get(case.user_id)
-        )
+        return not isinstance(form, PasswordChangeForm)
 
     def _show_way_out(self, request: HttpRequest, response: Any) -> None:
         """Beside the login form's own error, for whoever knew a password that is worth nothing."""

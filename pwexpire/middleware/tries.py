@@ -13,12 +13,11 @@ from django.views.decorators.debug import sensitive_variables
 from pwexpire.cases import names_user
 from pwexpire.exemptions import asks_for_old_password, is_change_page_of_django
 from pwexpire.responses import ended_response, unavailable
-from pwexpire.services.changes import witness
 from pwexpire.services.guesses import (
     follow_up_wrong,
     is_old_password_field,
     read_old_passwords,
-    verify_old_password,
+    verify_only_one,
 )
 
 logger = logging.getLogger("pwexpire")
@@ -36,16 +35,11 @@ def verify_try(request: HttpRequest, view: Callable[..., Any]) -> HttpResponseBa
 
     An empty one is left to the page: there is nothing to verify, and it is counted afterwards.
     """
-    user, current = request.user, witness.get()
-    if current is None or not user.is_authenticated or not names_user(request.session, user):
-        return None
-    given = [one for one in read_old_passwords(request) or () if one]
-    if not given or not user.has_usable_password():
+    given = _read_given(request)
+    if not given:
         return None
     try:
-        # Of several nobody knows which one the page takes, so none of them is looked at.
-        current.knows_old = len(given) == 1 and verify_old_password(user, given[0])
-        if current.knows_old:
+        if verify_only_one(request.user, given):
             return None
         if follow_up_wrong(request):
             return ended_response(request)
@@ -55,6 +49,17 @@ def verify_try(request: HttpRequest, view: Callable[..., Any]) -> HttpResponseBa
     if is_change_page_of_django(view):
         _take_out(request)
     return None
+
+
+@sensitive_variables()
+def _read_given(request: HttpRequest) -> list[str]:
+    """What there is to verify: in a session of the user's own who has a password."""
+    user = request.user
+    if not (user.is_authenticated and names_user(request.session, user)):
+        return []
+    if not user.has_usable_password():
+        return []
+    return [one for one in read_old_passwords(request) or () if one]
 
 
 def _take_out(request: HttpRequest) -> None:

@@ -65,6 +65,17 @@ def verify_old_password(user: Any, given: str) -> bool:
     return right
 
 
+@sensitive_variables()
+def verify_only_one(user: Any, given: list[str]) -> bool:
+    """As ``verify_old_password``. Of several all are wrong: which the page takes is unknown."""
+    if len(given) == 1:
+        return verify_old_password(user, given[0])
+    current = witness.get()
+    assert current is not None  # the middleware asks
+    current.knows_old = False
+    return False
+
+
 def follow_up_wrong(request: HttpRequest) -> bool:
     """Report the wrong old password of this request, once; true if the session was ended."""
     current = witness.get()
