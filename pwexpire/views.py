@@ -46,8 +46,8 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
     def get_success_url(self) -> str:
         return views.RedirectURLMixin.get_success_url(self)
 
-    def get_redirect_url(self) -> str:
-        url = super().get_redirect_url()
+    def get_redirect_url(self, *args: Any, **kwargs: Any) -> str:
+        url = super().get_redirect_url(*args, **kwargs)  # Django 6.1 takes a request here
         if url and is_no_destination(self.request, url):
             return resolve_url(settings.LOGIN_REDIRECT_URL)
         return url
