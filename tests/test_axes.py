@@ -5,6 +5,7 @@ from datetime import timedelta
 from unittest import mock
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.db import OperationalError, transaction
 from django.test import Client, RequestFactory
 from django.utils import timezone
@@ -51,7 +52,24 @@ def test_a_lockout_expires_the_user_and_holds_the_open_session(hook, engine, ser
     assert services.password_status(alice).reason == "lockout"
 
 
-@pytest.mark.parametrize("name", [None, "", "nobody", "ALICE", "alice\x00", "\x00", 7, b"alice"])
+def test_another_spelling_that_finds_the_user_is_a_guess_at_their_password(hook, alice):
+    lock("ALICE")
+    found = get_user_model().objects.filter(username="ALICE").exists()  # by the database
+    assert services.password_status(alice).must_change == found
+
+
+def test_a_login_that_ignores_case_is_guessed_at_in_any_case(hook, alice, monkeypatch):
+    manager = type(get_user_model()._default_manager)
+
+    def find(self, username):
+        return self.get(username__iexact=username)
+
+    monkeypatch.setattr(manager, "get_by_natural_key", find)
+    lock("ALICE")
+    assert services.password_status(alice).reason == "lockout"
+
+
+@pytest.mark.parametrize("name", [None, "", "nobody", "ALICIA", "alice\x00", "\x00", 7, b"alice"])
 def test_row_35_odd_names_write_nothing(hook, alice, name):
     lock(name)
     assert not ExpiryBatch.objects.exists()

@@ -20,7 +20,7 @@ from django.test.utils import CaptureQueriesContext
 
 from pwexpire import services
 from pwexpire.management.verbs import check
-from pwexpire.models import EnforcementState, ExpiryBatch, SessionEntry
+from pwexpire.models import Cancellation, EnforcementState, ExpiryBatch, SessionEntry
 from pwexpire.services import ranks
 from pwexpire.services.selection import Selection
 from tests.factories import StaffFactory
@@ -242,6 +242,13 @@ def test_a_clerk_as_the_actor_of_the_command_has_the_rank_of_a_clerk(alice, root
     with pytest.raises(CommandError, match="clerk is not a superuser"):
         run("cancel", "--batch", str(ExpiryBatch.objects.get().pk), "--actor", "clerk")
     assert ExpiryBatch.objects.count() == 1 and services.password_status(root).must_change
+    refused = Cancellation.objects.order_by("pk").values_list("kind", "user", "actor")
+    clerk = get_user_model().objects.get(username="clerk")
+    kinds = ["expiry_refused", "cancel_refused", "cancel_refused"]
+    assert list(refused) == [(kind, root.pk, clerk.pk) for kind in kinds]
+    with pytest.raises(CommandError, match="clerk is not a superuser"):
+        run("expire", "--staff", "--actor", "clerk", "--dry-run")
+    assert Cancellation.objects.count() == 3  # a dry run writes nothing
     assert ask("expire", "--user", "alice", "--actor", "clerk")["users_expired"] == 1
     assert ask("expire", "--staff")["users_already_expired"] == 1  # the operator is trusted
 
@@ -250,7 +257,9 @@ def test_nobody_cancels_a_demand_on_themselves_by_the_command(alice, root):
     batch = services.expire_everyone()
     for call in (["--user", "root"], ["--everyone"], ["--batch", str(batch.pk)]):
         with pytest.raises(CommandError, match="root may not cancel a demand on themselves"):
-            run("cancel", *call, "--actor", "root")
+            run("cancel", *call, "--actor", "root", "--note", "mine")
+    traced = Cancellation.objects.values_list("kind", "user", "actor", "note")
+    assert list(traced) == [("cancel_refused", root.pk, root.pk, "mine")] * 3
     assert services.password_status(root).must_change
     assert ask("cancel", "--user", "alice", "--actor", "root")["users_cancelled"] == 1
     assert ask("cancel", "--user", "root")["users_cancelled"] == 1

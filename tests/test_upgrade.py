@@ -61,7 +61,7 @@ def write_batch(old, number, *users, **values):
     batch = old.ExpiryBatch.objects.create(**given)
     for user in users:
         old.Demand.objects.create(batch=batch, user_id=user.pk)
-    old.EnforcementState.objects.filter(counter__lt=number).update(counter=number)
+    old.EnforcementState.objects.filter(counter__lt=number or 0).update(counter=number)
     return batch
 
 
@@ -156,9 +156,10 @@ def test_new_code_before_migrate_changes_cancels_and_deletes(site, caplog):
 def test_an_administrator_cancels_and_deletes_before_migrate(site, root):
     services.cancel_expiry(root)
     admin = log_in(root)
-    form = {"action": "cancel_expired_passwords", "_selected_action": [site.carol.pk]}
-    done = admin.post("/admin/auth/user/", {**form, "post": "yes", "note": "n"}, follow=True)
+    form = {"action": "cancel_expiry_action", "_selected_action": [site.carol.pk], "note": "n"}
+    done = admin.post("/admin/auth/user/", {**form, "confirm": "yes"}, follow=True)
     assert done.status_code == 200
+    assert not is_held(site.browsers["carol"])
     assert admin.get(f"/admin/auth/user/{site.erin.pk}/delete/").status_code == 200
     assert (
         admin.post(f"/admin/auth/user/{site.erin.pk}/delete/", {"post": "yes"}).status_code == 302
@@ -230,7 +231,7 @@ def test_what_else_the_database_refuses_is_raised(transactional_db, alice, monke
     def refuse(*args, **kwargs):
         raise DatabaseError("down")
 
-    monkeypatch.setattr(trace.Cancellation.objects, "using", refuse)
+    monkeypatch.setattr(trace, "savepoint", refuse)
     with pytest.raises(DatabaseError, match="down"):
         alice.delete()
 
@@ -238,3 +239,52 @@ def test_what_else_the_database_refuses_is_raised(transactional_db, alice, monke
 def test_only_users_are_listened_for_when_they_are_deleted():
     assert post_delete.has_listeners(get_user_model())
     assert not post_delete.has_listeners(Session) and not pre_delete.has_listeners(Session)
+
+
+SAID = {
+    "user 17": None,
+    "3 given users": None,
+    "everyone": None,
+    "": None,
+    "--user bob --group Finance": "--user … --group Finance",
+    """--user 'Bob O'"'"'Hara' --users-from leak.txt --exclude 'eve x'""": (
+        "--user … --users-from leak.txt --exclude …"
+    ),
+    "--staff --user 'cut o…": "--staff --user …",
+    """("auth_user"."username" = 'bob' AND "auth_user"."is_staff")""": (
+        """("auth_user"."username" = … AND "auth_user"."is_staff")"""
+    ),
+    """"auth_user"."email" LIKE '%@example.com' ESCAPE""": None,
+    """"auth_user"."email" = '…@example.com'""": None,
+    """`auth_user`.`username` IN ('al', 'bob')""": "`auth_user`.`username` IN (…, …)",
+    """everyone without "auth_group"."name" IN ('it', 'hr')""": None,
+    """"auth_user"."date_joined" > '2026-01-01 00:00:00'""": None,
+    "UPPER('bob')": "UPPER(…)",
+    """"auth_user"."last_name" = 'O'Hara' OR""": """"auth_user"."last_name" = …""",
+}
+
+
+def test_names_that_0_3_kept_of_selections_go(old_schema):
+    old_schema(V03)
+    old = old_models(V03)
+    for said in SAID:
+        write_batch(old, None, selection=said)
+    migrate()
+    found = ExpiryBatch.objects.order_by("pk").values_list("selection", flat=True)
+    assert dict(zip(SAID, found, strict=True)) == {said: now or said for said, now in SAID.items()}
+
+
+def test_the_name_of_who_cancelled_goes_out_of_the_note(old_schema, root):
+    old_schema(V03)
+    old, now = old_models(V03), timezone.now()
+    notes = {
+        "Ticket: 4711\nroot: by mistake": "Ticket: 4711\n…: by mistake",
+        "Ticket: 4711": None,
+        "": None,
+    }
+    for note in notes:
+        write_batch(old, None, note=note, cancelled_at=now)
+    write_batch(old, None, note="root: called")
+    migrate()
+    found = ExpiryBatch.objects.order_by("pk").values_list("note", flat=True)
+    assert list(found) == [new or note for note, new in notes.items()] + ["root: called"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -37,10 +38,21 @@ def on_lockout(
 
 
 def _follow_up(request: Any, username: str, address: Any) -> None:
-    users = get_user_model()._base_manager.using(feed.using)
-    user = users.filter(**{get_user_model().USERNAME_FIELD: username}).first()
-    # A database may compare names without case; the attacker's spelling is not the user's name.
-    if user is None or user.get_username() != username:
-        return
-    apart = get_cool_off(request) or DEFAULT_WINDOW
-    expire_after_lockout(user, window=apart, address=address)
+    user = _find_user(username)
+    if user is not None:
+        apart = get_cool_off(request) or DEFAULT_WINDOW
+        expire_after_lockout(user, window=apart, address=address)
+
+
+def _find_user(username: str) -> Any:
+    """Return the user whose password a login as ``username`` tries, in whatever spelling.
+
+    The database may compare names without case, and so may the manager that Django's backend asks.
+    """
+    model = get_user_model()
+    users = model._base_manager.using(feed.using)
+    user = users.filter(**{model.USERNAME_FIELD: username}).first()
+    if user is None:
+        with suppress(AttributeError, model.DoesNotExist):
+            user = model._default_manager.db_manager(feed.using).get_by_natural_key(username)
+    return user

@@ -9,9 +9,11 @@ from django.core.management.base import CommandError
 from pwexpire.constants import LOCKING
 from pwexpire.management.console import Console
 from pwexpire.management.selectors import COMBINED, list_some
+from pwexpire.models import TraceKind
 from pwexpire.services.evidence import usernames
 from pwexpire.services.ranks import find_lockout, find_outranked, may_cancel_own
 from pwexpire.services.selection import Selection
+from pwexpire.services.trace import write_trace
 
 # More users than a person reads through before they confirm.
 ASK_ABOVE = 100
@@ -57,18 +59,28 @@ def refuse_lockout(options: dict[str, Any], actor: Any, selection: Selection) ->
         )
 
 
-def refuse_by_rank(actor: Any, selection: Selection, *, cancelling: bool) -> None:
-    """Refuse what ``actor`` may not do; without an actor the operator is trusted."""
+def refuse_by_rank(
+    actor: Any, selection: Selection, options: dict[str, Any], *, kind: TraceKind
+) -> None:
+    """Refuse what ``actor`` may not do; without an actor the operator is trusted.
+
+    ``kind``: of the refusal, which is kept in the trace. A dry run writes nothing.
+    """
     if actor is None:
         return
     outranked = find_outranked(actor, selection)
+    cancelling = kind == TraceKind.CANCELLATION_REFUSED
+    own = not outranked and cancelling and not may_cancel_own(actor, selection)
+    refused = {actor.pk} if own else outranked
+    if refused and not options.get("dry_run"):
+        write_trace([(None, pk) for pk in refused], actor=actor, note=options["note"], kind=kind)
     if outranked:
         names = list_some([str(name) for name in usernames(outranked).values()])
         raise CommandError(
             f"{actor.get_username()} is not a superuser and may not expire or cancel one, "
             f"nothing was done: {names}."
         )
-    if cancelling and not may_cancel_own(actor, selection):
+    if own:
         raise CommandError(
             f"{actor.get_username()} may not cancel a demand on themselves, nothing was done."
         )

@@ -16,9 +16,12 @@ from pwexpire.management.selectors import (
     names_somebody,
     select,
 )
+from pwexpire.models import TraceKind
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.selection import Selection, all_users, members
 from pwexpire.services.status import active_batches, open_demand, usable_password
+
+REFUSED = TraceKind.CANCELLATION_REFUSED
 
 
 def add(verb: AddVerb) -> None:
@@ -38,14 +41,14 @@ def run(options: dict[str, Any], console: Console) -> Any:
             raise CommandError("--batch cancels all of a batch: it goes with no selector.")
         batch = find_batch(options["batch"])
         users = all_users() if batch.everyone else members(batch)
-        refuse_by_rank(actor, Selection(users), cancelling=True)
+        refuse_by_rank(actor, Selection(users), options, kind=REFUSED)
         return {"users_cancelled": cancel_expiry(batch, **given)}
     if options["exclude"]:
         raise CommandError("cancel takes no --exclude: name the users whose demand is cancelled.")
     users = select(options, console.notice)
     selection = Selection(users)
     count_selected(selection, options)
-    refuse_by_rank(actor, selection, cancelling=True)
+    refuse_by_rank(actor, selection, options, kind=REFUSED)
     if not options["everyone"]:
         return {"users_cancelled": cancel_expiry(users, **given)}
     # Counted first: afterwards none of these demands is open.

@@ -24,7 +24,7 @@ from pwexpire.management.selectors import (
     find_user,
     select,
 )
-from pwexpire.models import ExpiryBatch, Reason, SessionAction
+from pwexpire.models import ExpiryBatch, Reason, SessionAction, TraceKind
 from pwexpire.services.batches import (
     draft_batch,
     expire_everyone,
@@ -65,7 +65,7 @@ def run(options: dict[str, Any], console: Console) -> Any:
     selection = Selection(users, exclude=out)
     # All refusals come before the question: a yes must not end in a refusal.
     count = count_selected(selection, options)
-    refuse_by_rank(actor, selection, cancelling=False)
+    refuse_by_rank(actor, selection, options, kind=TraceKind.EXPIRY_REFUSED)
     refuse_lockout(options, actor, selection)
     if options["dry_run"]:
         return Facts(asdict(preview_expiry(users, exclude=out)))
