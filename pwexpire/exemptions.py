@@ -146,6 +146,13 @@ def is_foreign_change_page(request: HttpRequest, view: Callable[..., Any]) -> bo
     return asks_for_old_password(request, view)
 
 
+def is_change_page(request: HttpRequest, view: Callable[..., Any]) -> bool:
+    """Whether ``view`` is there to change the password, or may do it by the way (Wagtail's)."""
+    if is_change_page_of_django(view) or is_site_change_page(request):
+        return True
+    return is_foreign_change_page(request, view)
+
+
 def is_site_change_page(request: HttpRequest) -> bool:
     """Whether ``request`` asks for the page that ``PWEXPIRE_CHANGE_URL`` names."""
     match = request.resolver_match

@@ -105,9 +105,9 @@ def _is_exempt(session: SessionBase | None) -> bool:
 
 
 def _is_taken_over(request: HttpRequest | None) -> bool:
-    """Whether somebody else logs in as the user, by django-hijack."""
-    match = getattr(request, "resolver_match", None)
-    return match is not None and "hijack" in match.app_names
+    """Whether somebody else logs in as the user, by django-hijack or django-loginas."""
+    view = getattr(getattr(request, "resolver_match", None), "func", None)
+    return getattr(view, "__module__", None) in ("hijack.views", "loginas.views")
 
 
 def _takes_grace(

@@ -183,8 +183,10 @@ def _say_unprocessed(request: HttpRequest) -> None:
     messages.warning(request, unprocessed_text())
 
 
-def impersonated_text() -> str:
-    return _("You act as another user. Stop acting as them before you change a password.")
+def impersonated_response() -> HttpResponse:
+    """The answer to somebody who acts as another user, on the change page of that user."""
+    said = _("You act as another user. Stop acting as them before you change a password.")
+    return no_store(HttpResponse(said, status=403, content_type="text/plain; charset=utf-8"))
 
 
 def held_text(reason: str, since: datetime | None) -> str:

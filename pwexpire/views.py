@@ -8,7 +8,6 @@ from django.http import (
     HttpRequest,
     HttpResponse,
     HttpResponseBase,
-    HttpResponseForbidden,
     HttpResponseRedirect,
 )
 from django.shortcuts import resolve_url
@@ -22,7 +21,7 @@ from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.exemptions import is_no_destination
 from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.pages import find_logout_url, find_reset_url, find_url
-from pwexpire.responses import impersonated_text, no_store, unavailable, unprocessed_text
+from pwexpire.responses import impersonated_response, unavailable, unprocessed_text
 from pwexpire.services.mails import reason_label
 from pwexpire.services.status import password_status
 
@@ -39,8 +38,7 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         # Whoever acts as another user must not choose that user's password.
         if is_impersonated(request):
-            said = impersonated_text()
-            return no_store(HttpResponseForbidden(said, content_type="text/plain; charset=utf-8"))
+            return impersonated_response()
         return super().dispatch(request, *args, **kwargs)
 
     def get_success_url(self) -> str:

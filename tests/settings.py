@@ -27,6 +27,7 @@ INSTALLED_APPS = [
     "django.contrib.sites",
     *(["axes"] if AXES else []),
     *(["hijack"] if find_spec("hijack") else []),
+    *(["impersonate"] if find_spec("impersonate") else []),
     *(["qsessions"] if find_spec("qsessions") else []),
     *(["user_sessions"] if USER_SESSIONS else []),
     "pwexpire",

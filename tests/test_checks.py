@@ -13,6 +13,7 @@ from pwexpire import checks
 from pwexpire.admin import expire_passwords_action
 from pwexpire.checks import configuration, site
 from pwexpire.management.probe import SessionStore, probe
+from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.policy import Policy
 from tests.urls import home, urlpatterns
 
@@ -53,6 +54,48 @@ def test_e002_before_authentication(settings):
     assert ids(checks.site.check_middleware(None)) == ["pwexpire.E002"]
     settings.MIDDLEWARE = ["tests.testapp.middleware.passing", auth, OURS]  # a foreign one
     assert checks.site.check_middleware(None) == []
+
+
+AUTH = "django.contrib.auth.middleware.AuthenticationMiddleware"
+FOREIGN = "tests.testapp.middleware.OtherUser"
+
+
+class NamesRealUser(PasswordExpiryMiddleware):
+    def real_user(self, request):
+        return None
+
+
+def test_w024_middleware_that_may_put_another_user_there(settings):
+    session = "django.contrib.sessions.middleware.SessionMiddleware"
+    settings.MIDDLEWARE = [session, AUTH, FOREIGN, OURS]
+    (found,) = checks.site.check_real_user(None)
+    assert found.id == "pwexpire.W024"
+    assert FOREIGN in found.msg and "real_user()" in found.hint
+    settings.MIDDLEWARE = [session, AUTH, FOREIGN, "tests.test_checks.NamesRealUser"]
+    assert checks.site.check_real_user(None) == []
+
+
+@pytest.mark.parametrize(
+    "middleware",
+    [
+        [FOREIGN, AUTH, OURS, FOREIGN],
+        [
+            AUTH,
+            "django.contrib.messages.middleware.MessageMiddleware",
+            "allauth.account.middleware.AccountMiddleware",
+            "axes.middleware.AxesMiddleware",
+            "django_otp.middleware.OTPMiddleware",
+            "hijack.middleware.HijackUserMiddleware",
+            "impersonate.middleware.ImpersonateMiddleware",
+            OURS,
+        ],
+        [AUTH],  # another check says so
+        [OURS],
+    ],
+)
+def test_no_w024_elsewhere_and_of_known_packages(settings, middleware):
+    settings.MIDDLEWARE = middleware
+    assert checks.site.check_real_user(None) == []
 
 
 @pytest.mark.parametrize("url", ["nowhere", "/nowhere/", "//evil.example/"])

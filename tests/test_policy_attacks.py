@@ -100,7 +100,7 @@ def test_a_link_does_not_meet_an_aged_password_that_only_an_administrator_helps(
 
 def test_taking_over_is_no_guess_that_hit(alice, root, settings, client):
     pytest.importorskip("hijack")
-    settings.ROOT_URLCONF = "tests.urls_hijack"
+    settings.ROOT_URLCONF = "tests.urls_impersonation"
     settings.HIJACK_PERMISSION_CHECK = "hijack.permissions.superusers_only"
     settings.PWEXPIRE_EXPIRE_ON_LOCKOUT = "success"
     expire_after_lockout(alice, window=MINUTE, address="192.0.2.66")

@@ -596,7 +596,7 @@ def test_staff_are_in(server, root):
 @pytest.fixture
 def hijack(settings):
     pytest.importorskip("hijack")
-    settings.ROOT_URLCONF = "tests.urls_hijack"
+    settings.ROOT_URLCONF = "tests.urls_impersonation"
     settings.HIJACK_PERMISSION_CHECK = "hijack.permissions.superusers_only"
 
 

@@ -68,6 +68,54 @@ def check_middleware() -> Messages:
             return
 
 
+# Middleware that leaves request.user alone, or that is known to real_user(); by the start of its
+# path.
+HARMLESS = (
+    "django.",
+    "pwexpire.",
+    "allauth.",
+    "axes.",
+    "corsheaders.",
+    "csp.",
+    "debug_toolbar.",
+    "django_htmx.",
+    "django_otp.",
+    "django_prometheus.",
+    "hijack.",
+    "impersonate.",
+    "mozilla_django_oidc.",
+    "qsessions.",
+    "reversion.",
+    "silk.",
+    "simple_history.",
+    "two_factor.",
+    "user_sessions.",
+    "waffle.",
+    "wagtail.",
+    "whitenoise.",
+)
+
+
+@check
+def check_real_user() -> Messages:
+    """A user whom other middleware puts into the request is not the one who is held."""
+    first, ours = _find_position(AuthenticationMiddleware), _find_position(PasswordExpiryMiddleware)
+    if first is None or ours is None:
+        return
+    if load_path(settings.MIDDLEWARE[ours]).real_user is not PasswordExpiryMiddleware.real_user:
+        return  # the site has said who sits there
+    for name in settings.MIDDLEWARE[first + 1 : ours]:
+        if not name.startswith(HARMLESS):
+            yield Warning(
+                f"{name} stands between AuthenticationMiddleware and PasswordExpiryMiddleware, and "
+                "may put another user into request.user: held is the user whom the session names.",
+                hint="If it lets somebody act as another user, say who it is in real_user() of a "
+                "subclass of PasswordExpiryMiddleware, or else move it behind that or silence this "
+                "check.",
+                id="pwexpire.W024",
+            )
+
+
 @check_urls
 def check_change_url() -> Messages:
     given = conf.change_url

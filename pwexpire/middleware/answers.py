@@ -6,21 +6,22 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from django.contrib.auth import get_user_model
+from django.contrib.auth import get_user, get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.db import Error as DatabaseFault
 from django.http import HttpRequest, HttpResponseBase
 from django.urls import ResolverMatch
 
-from pwexpire.cases import Case, Visit, visit_of
+from pwexpire.cases import Case, Visit, is_impersonated, visit_of
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
 from pwexpire.exceptions import ChangeURLNotFound
-from pwexpire.exemptions import find_match, is_named_page
+from pwexpire.exemptions import asks_for_old_password, find_match, is_change_page, is_named_page
 from pwexpire.faults import fault_log, logged_fault
 from pwexpire.middleware.hooks import Hooks
+from pwexpire.middleware.tries import SAFE_METHODS, is_change_of_password, verify_try
 from pwexpire.pages import find_url
-from pwexpire.responses import locked_response, unavailable
+from pwexpire.responses import impersonated_response, locked_response, unavailable
 from pwexpire.services.changes import witness
 from pwexpire.sessionstore.base import drop_in_memory, set_in_memory
 from pwexpire.sessionstore.registry import get_adapter
@@ -101,15 +102,37 @@ class Answers(Hooks):
 
     def _set_anonymous(self, request: HttpRequest) -> None:
         """Let nothing that asks for the user of this request get anybody."""
-        request.user = AnonymousUser()
-        # Django keeps whom it loaded there, for everybody who wraps request.user once more.
-        request._cached_user = request._acached_user = request.user  # type: ignore[attr-defined]
+        self._set_user(request, AnonymousUser())
         visit_of(request).case = None
 
-        async def auser() -> AnonymousUser:
-            return AnonymousUser()
+    def _set_user(self, request: HttpRequest, user: Any) -> None:
+        # Django keeps whom it loaded there, for everybody who wraps request.user once more.
+        request.user = request._cached_user = request._acached_user = user  # type: ignore[attr-defined]
+
+        async def auser() -> Any:
+            return user
 
         request.auser = auser
+
+    def _is_change(
+        self, request: HttpRequest, visit: Visit | None, view: Callable[..., Any]
+    ) -> bool:
+        """Whether a password may be changed here, or a held session sees the page; no query."""
+        if request.method in SAFE_METHODS and (visit is None or not visit.held):
+            return False
+        return asks_for_old_password(request, view)
+
+    def _enter_change(
+        self, request: HttpRequest, visit: Visit | None, view: Callable[..., Any]
+    ) -> Answer:
+        """Look at a change of a password before the view does. Queries."""
+        if is_impersonated(request) and is_change_page(request, view):
+            if visit is not None and visit.held:
+                # Held is the session's own user, who acts as another one: the page is for them.
+                self._set_user(request, get_user(request))
+            elif is_change_of_password(request, view):
+                return impersonated_response()
+        return None if request.method in SAFE_METHODS else verify_try(request, view)
 
     def _drop_from_memory(self, request: HttpRequest, case: Case) -> None:
         """A flag that was met or lifted, and saved back by an older copy."""

@@ -9,11 +9,10 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_asy
 from django.contrib.auth import SESSION_KEY
 from django.http import HttpRequest, HttpResponseBase
 
-from pwexpire.cases import find_visit
+from pwexpire.cases import VISIT, find_visit
 from pwexpire.middleware.answers import Answer
 from pwexpire.middleware.departure import Departure
 from pwexpire.middleware.explaining import add_reason, needs_reason
-from pwexpire.middleware.tries import SAFE_METHODS, may_be_try, verify_try
 from pwexpire.services.changes import Witness, note_server, witness
 from pwexpire.services.guesses import follow_up_wrong
 
@@ -96,29 +95,29 @@ class PasswordExpiryMiddleware(Departure):
     def _process_view_sync(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
-        visit = find_visit(request)
+        visit = getattr(request, VISIT, None)
         if self._has_changed(request, visit):
             answer = self._decide_sync(request)
             if answer is not None:
                 return answer
             visit = find_visit(request)
         answer = self._reach(request, visit, view)
-        if answer is None and request.method not in SAFE_METHODS and may_be_try(request, view):
-            answer = verify_try(request, view)
+        if answer is None and self._is_change(request, visit, view):
+            answer = self._enter_change(request, visit, view)
         return answer
 
     async def _process_view_async(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
-        visit = find_visit(request)
+        visit = getattr(request, VISIT, None)
         if self._has_changed(request, visit):
             answer = await self._decide_async(request)
             if answer is not None:
                 return answer
             visit = find_visit(request)
         answer = self._reach(request, visit, view)
-        if answer is None and request.method not in SAFE_METHODS and may_be_try(request, view):
-            answer = await sync_to_async(verify_try)(request, view)
+        if answer is None and self._is_change(request, visit, view):
+            answer = await sync_to_async(self._enter_change)(request, visit, view)
         return answer
 
     def _process_template_sync(self, request: HttpRequest, response: Any) -> Any:

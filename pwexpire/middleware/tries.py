@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponseBase
 from django.views.decorators.debug import sensitive_variables
 
 from pwexpire.cases import names_user
-from pwexpire.exemptions import asks_for_old_password, is_change_page_of_django
+from pwexpire.exemptions import is_change_page_of_django, is_site_change_page
 from pwexpire.responses import ended_response, unavailable
 from pwexpire.services.guesses import (
     follow_up_wrong,
@@ -24,9 +24,12 @@ logger = logging.getLogger("pwexpire")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
 
 
-def may_be_try(request: HttpRequest, view: Callable[..., Any]) -> bool:
-    """Whether the present password may have been sent to ``view``; never queries."""
-    return asks_for_old_password(request, view)
+def is_change_of_password(request: HttpRequest, view: Callable[..., Any]) -> bool:
+    """Whether the password may be changed by this request; Wagtail's page is for more than that."""
+    if is_change_page_of_django(view) or is_site_change_page(request):
+        return True
+    given = read_old_passwords(request)
+    return given is None or any(given)
 
 
 @sensitive_variables()
