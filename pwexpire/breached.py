@@ -30,6 +30,7 @@ logger = logging.getLogger("pwexpire")
 
 CODE = "password_breached"
 HASH_LENGTH, PREFIX_LENGTH = 40, 5
+HEX_DIGITS = b"0123456789ABCDEF"
 # Longer than any line, so that a file that has none does not fill the memory.
 LINE_MAX = 100
 SAMPLES = 16
@@ -119,12 +120,8 @@ def _is_ordered(file: BinaryIO) -> bool:
     size = file.seek(0, 2)
     lines = [_line_after(file, size * sample // SAMPLES)[1] for sample in range(SAMPLES)]
     found = [line.partition(b":")[0] for line in lines if line]
-    hashes = all(len(one) == HASH_LENGTH and _is_hex(one) for one in found)
+    hashes = all(len(one) == HASH_LENGTH and not one.strip(HEX_DIGITS) for one in found)
     return bool(found) and hashes and found == sorted(found)
-
-
-def _is_hex(text: bytes) -> bool:
-    return not text.strip(b"0123456789ABCDEF")
 
 
 @sensitive_variables()

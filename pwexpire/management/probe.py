@@ -120,17 +120,15 @@ def heard() -> Iterator[list[str]]:
 
 @contextmanager
 def rolled_back() -> Iterator[None]:
-    """Whatever a view that was not held writes, into whichever database."""
-    # A database without an engine cannot begin a transaction.
-    aliases = [alias for alias in connections if connections[alias].vendor != "unknown"]
+    """Undo what a view that was not held writes, into any database."""
     with ExitStack() as stack:
-        for alias in aliases:
-            stack.enter_context(transaction.atomic(using=alias))
-        try:
-            yield
-        finally:
-            for alias in aliases:
-                transaction.set_rollback(True, using=alias)
+        for alias in connections:
+            # A database without an engine cannot begin a transaction.
+            if connections[alias].vendor != "unknown":
+                stack.enter_context(transaction.atomic(using=alias))
+                # The last one is called first, so before its transaction ends.
+                stack.callback(transaction.set_rollback, True, using=alias)
+        yield
 
 
 @contextmanager

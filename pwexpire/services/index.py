@@ -129,7 +129,8 @@ def build_index(adapter: SessionAdapter, progress: Progress | None = None) -> in
 def _add_entries(owners: dict[str, str]) -> int:
     entries = SessionEntry.objects.using(feed.using)
     there = set(entries.filter(pk__in=owners).values_list("pk", flat=True))
-    known = _match_users({owner for key, owner in owners.items() if key not in there})
+    new_owners = {owner for key, owner in owners.items() if key not in there}
+    known = {key_text(pk): pk for pk in Selection(all_users()).among(new_owners)}
     now = timezone.now()
     new = [
         SessionEntry(session_key=key, user_id=known[owner], created_at=now)
@@ -138,10 +139,6 @@ def _add_entries(owners: dict[str, str]) -> int:
     ]
     in_transaction(lambda: entries.bulk_create(new, ignore_conflicts=True), using=feed.using)
     return len(new)
-
-
-def _match_users(ids: set[str]) -> dict[str, Any]:
-    return {key_text(pk): pk for pk in Selection(all_users()).among(ids)}
 
 
 def prune_index(chunk: int = CHUNK) -> int:
