@@ -72,15 +72,14 @@ def refuse_by_rank(
     cancelling = kind == TraceKind.CANCELLATION_REFUSED
     own = not outranked and cancelling and not may_cancel_own(actor, selection)
     refused = {actor.pk} if own else outranked
-    if refused and not options.get("dry_run"):
+    if not refused:
+        return
+    if not options.get("dry_run"):
         write_trace([(None, pk) for pk in refused], actor=actor, note=options["note"], kind=kind)
-    if outranked:
-        names = list_some([str(name) for name in usernames(outranked).values()])
-        raise CommandError(
-            f"{actor.get_username()} is not a superuser and may not expire or cancel one, "
-            f"nothing was done: {names}."
-        )
+    name = actor.get_username()
     if own:
-        raise CommandError(
-            f"{actor.get_username()} may not cancel a demand on themselves, nothing was done."
-        )
+        raise CommandError(f"{name} may not cancel a demand on themselves, nothing was done.")
+    names = list_some([str(one) for one in usernames(outranked).values()])
+    raise CommandError(
+        f"{name} is not a superuser and may not expire or cancel one, nothing was done: {names}."
+    )
