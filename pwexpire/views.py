@@ -23,6 +23,7 @@ from pwexpire.forms import ExpiredPasswordChangeForm
 from pwexpire.pages import find_logout_url, find_reset_url, find_url
 from pwexpire.responses import impersonated_response, unavailable, unprocessed_text
 from pwexpire.services.mails import reason_label
+from pwexpire.services.saves import find_hasher
 from pwexpire.services.status import password_status
 
 
@@ -56,12 +57,15 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
         form = context["form"]
         urlconf = getattr(self.request, "urlconf", None)
         reset = find_reset_url(urlconf) or ""
+        # No old password is right for a hash that none of the site's hashers made.
+        lost = find_hasher(self.request.user.password) is None
+        lost = lost or (form.is_bound and form.old_password_was_wrong)
         return {
             **context,
             "status": status,
             "reason": reason_label(status.reason),
             "unprocessed": unprocessed_text() if "unprocessed" in self.request.GET else "",
-            "reset_url": reset if form.is_bound and form.old_password_was_wrong else "",
+            "reset_url": reset if lost else "",
             "logout_url": find_logout_url(urlconf) or "",
             "next_field": REDIRECT_FIELD_NAME,
             "next": self.get_redirect_url(),

@@ -8,9 +8,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.utils import timezone
+
+from pwexpire import services
+from pwexpire.models import PasswordRecord
+from pwexpire.policy import Policy
+from pwexpire.services.judging import has_password
+from pwexpire.services.status import usable_password
 
 ROOT = Path(__file__).resolve().parent.parent
 STORY = """
@@ -66,3 +75,42 @@ def test_the_story_of_another_user_model(model):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith("held and released\n")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("stored", ["", "*", "!unusable"])
+def test_who_has_no_password_that_could_be_right_is_not_held(client, users, settings, stored):
+    settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=90))
+    alice, bob = users(2)
+    model = get_user_model()
+    model.objects.filter(pk=alice.pk).update(password=stored)
+    alice.refresh_from_db()
+    client.force_login(alice)
+    assert services.preview_expiry(model.objects.all()).not_applicable == 1
+    batch = services.expire_passwords(model.objects.all())
+    assert (batch.users_expired, batch.users_not_applicable) == (1, 1)
+    assert not services.password_status(alice).must_change
+    assert not has_password(alice) and has_password(bob)
+    assert list(model.objects.filter(usable_password())) == [bob]
+    session = client.session
+    session["password_expired"] = True
+    session.save()
+    assert client.get("/plain/").status_code == 200
+    PasswordRecord.objects.update(changed_at=timezone.now() - timedelta(days=100))
+    assert client.get("/plain/").status_code == 200
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("stored", ["unknown$1$salt$hash", "{SSHA}hash"])
+def test_who_has_a_hash_that_no_hasher_knows_is_held_and_can_be_sent_a_link(
+    client, alice, mailoutbox, stored
+):
+    get_user_model().objects.filter(pk=alice.pk).update(password=stored, email="a@example.com")
+    alice.refresh_from_db()
+    client.force_login(alice)
+    services.expire_passwords(alice)
+    assert client.get("/plain/").status_code == 302
+    page = client.get("/account/password-change/")
+    assert b'href="/accounts/password_reset/"' in page.content
+    client.post("/accounts/password_reset/", {"email": "a@example.com"})
+    assert len(mailoutbox) == 1

@@ -10,6 +10,7 @@ from pwexpire.constants import LOCKING
 from pwexpire.feed import feed
 from pwexpire.management.formats import show_plain
 from pwexpire.models import Exclusion, ExpiryBatch, Reason
+from pwexpire.services.judging import has_password
 from pwexpire.services.status import PasswordStatus, judge, password_status
 
 
@@ -44,7 +45,7 @@ def explain(user: Any) -> dict[str, Any]:
 
 def _explain_verdict(user: Any, status: PasswordStatus, batch: ExpiryBatch | None) -> str:
     name = user.get_username()
-    if not user.has_usable_password():
+    if not has_password(user):
         return f"{name} is free: there is no usable password."
     if conf.applies_to is not None and not conf.applies_to(user):
         return f"{name} is free: PWEXPIRE_APPLIES_TO says so."

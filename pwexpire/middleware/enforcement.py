@@ -41,7 +41,7 @@ from pwexpire.middleware.ended import EndedSessions
 from pwexpire.models import Require
 from pwexpire.responses import unavailable
 from pwexpire.retries import retried
-from pwexpire.services.judging import Judgement
+from pwexpire.services.judging import Judgement, has_password
 from pwexpire.services.status import count_would_hold, judge
 from pwexpire.sessionstore.base import peek
 
@@ -159,7 +159,7 @@ class Enforcement(EndedSessions):
             return Facts(own=Judgement(), left_out=True)
         own = retried(partial(judge, user), using=feed.using)
         if case.real_user_id is None:
-            return Facts(own=own, usable_password=user.has_usable_password())
+            return Facts(own=own, usable_password=has_password(user))
         if real is None:  # gone since
             return Facts(own=own, real=Judgement())
         return Facts(own=own, real=retried(partial(judge, real), using=feed.using))

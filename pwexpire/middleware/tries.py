@@ -19,6 +19,7 @@ from pwexpire.services.guesses import (
     read_old_passwords,
     verify_only_one,
 )
+from pwexpire.services.judging import has_password
 
 logger = logging.getLogger("pwexpire")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
@@ -60,7 +61,7 @@ def _read_given(request: HttpRequest) -> list[str]:
     user = request.user
     if not (user.is_authenticated and names_user(request.session, user)):
         return []
-    if not user.has_usable_password():
+    if not has_password(user):
         return []
     return [one for one in read_old_passwords(request) or () if one]
 

@@ -20,7 +20,7 @@ from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import BatchState, Exclusion, ExpiryBatch, PasswordRecord, Require
 from pwexpire.retries import retried
-from pwexpire.services.judging import Judgement, Open, Rules, cause, pick, weigh
+from pwexpire.services.judging import Judgement, Open, Rules, cause, has_password, pick, weigh
 from pwexpire.services.selection import Selection, all_users
 from pwexpire.services.status import (
     active_batches,
@@ -215,7 +215,7 @@ def _row(
         user=str(user.get_username()),
         user_id=user.pk,
         is_active=bool(getattr(user, "is_active", True)),
-        password_enabled=bool(user.has_usable_password()),
+        password_enabled=has_password(user),
         password_last_changed=record.changed_at if seen else None,
         password_last_changed_assumed=None if seen or not judged.applies else counted,
         password_next_rotation=judged.expires_at,

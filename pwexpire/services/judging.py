@@ -21,6 +21,19 @@ from pwexpire.policy import Chosen, Decision, Policy, decide, weigh_age
 NOTHING_CHOSEN = Chosen(Policy())
 
 
+# What stands in the column of a user who has no password: nothing, or as in /etc/shadow.
+NO_PASSWORD = ("", "*")
+
+
+def has_password(user: Any) -> bool:
+    """Whether an old password of ``user`` can be right; else no change page is a way out.
+
+    Django takes an empty column for a password. A hash of an algorithm that is not known stays one:
+    another backend may know it, and a reset link replaces it.
+    """
+    return bool(user.has_usable_password()) and user.password not in NO_PASSWORD
+
+
 @dataclass(frozen=True, kw_only=True)
 class Open:
     """The strictest of the demands that are open against a user."""
@@ -122,7 +135,7 @@ class Rules:
         return self.read_came()
 
     def apply(self, user: Any) -> bool:
-        if not user.has_usable_password():
+        if not has_password(user):
             return False
         return self.applies_to is None or bool(self.applies_to(user))
 

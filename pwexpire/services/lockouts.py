@@ -25,6 +25,7 @@ from pwexpire.models import Demand, ExpiryBatch, PasswordRecord, Reason
 from pwexpire.retries import in_transaction, savepoint
 from pwexpire.services.batches import expire_passwords
 from pwexpire.services.changes import NO_LOCKOUTS
+from pwexpire.services.judging import has_password
 from pwexpire.services.status import judge
 
 logger = logging.getLogger("pwexpire")
@@ -37,7 +38,7 @@ PAGE = 1_000
 def can_be_expired(user: Any) -> bool:
     """Whether an expiry would hold ``user``, and not be written again at each occasion."""
     applies = conf.applies_to
-    return user.has_usable_password() and (applies is None or applies(user))
+    return has_password(user) and (applies is None or applies(user))
 
 
 def expire_after_lockout(

@@ -10,6 +10,7 @@ from django.contrib.auth import get_user_model
 
 from pwexpire.constants import LOCKING
 from pwexpire.models import Require
+from pwexpire.services.judging import has_password
 from pwexpire.services.selection import Selection, all_users, key_text
 from pwexpire.services.status import open_demand, password_status
 
@@ -46,7 +47,7 @@ def _includes_last_superuser(selection: Selection) -> bool:
     active = list(filter(attrgetter("is_active"), _superusers()))
     selected = _select_among(selection, [user.pk for user in active])
     # Only who has a password loses it; who keeps another way in remains.
-    lost = {user.pk for user in active if user.pk in selected and user.has_usable_password()}
+    lost = {user.pk for user in active if user.pk in selected and has_password(user)}
     others = [user for user in active if user.pk not in lost]
     return bool(lost) and all(password_status(user).require in LOCKING for user in others)
 

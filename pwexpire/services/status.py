@@ -29,7 +29,7 @@ from pwexpire.models import (
 )
 from pwexpire.policy import Policy
 from pwexpire.retries import retried
-from pwexpire.services.judging import Judgement, Open, Rules, cause, pick, weigh
+from pwexpire.services.judging import NO_PASSWORD, Judgement, Open, Rules, cause, pick, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,8 @@ def open_demand(least: str = Require.CHANGE) -> Q:
 
 
 def usable_password() -> Q:
-    """A condition on users, the same as ``has_usable_password()``."""
-    return ~Q(password__startswith=UNUSABLE_PASSWORD_PREFIX)
+    """A condition on users, the same as ``has_password()``."""
+    return ~Q(password__startswith=UNUSABLE_PASSWORD_PREFIX) & ~Q(password__in=NO_PASSWORD)
 
 
 RECORDED = (
