@@ -53,12 +53,13 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         context = super().get_context_data(**kwargs)
-        status = password_status(self.request.user)
+        user: Any = self.request.user
+        status = password_status(user)
         form = context["form"]
         urlconf = getattr(self.request, "urlconf", None)
         reset = find_reset_url(urlconf) or ""
         # No old password is right for a hash that none of the site's hashers made.
-        lost = find_hasher(self.request.user.password) is None
+        lost = find_hasher(user.password) is None
         lost = lost or (form.is_bound and form.old_password_was_wrong)
         return {
             **context,

@@ -268,6 +268,15 @@ def test_other_messages_are_shown_beside_it(client, root, settings):
     assert "Kept for you" not in client.get("/admin/password_change/").content.decode()
 
 
+def test_the_page_of_the_try_that_ended_the_session_says_nothing(client, root, settings):
+    settings.PWEXPIRE_CHANGE_ATTEMPTS = 1
+    client.force_login(root)
+    services.expire_passwords(root)
+    answer = client.post("/admin/password_change/", {"new_password1": NEW, "new_password2": NEW})
+    assert answer.status_code == 200 and b"can go on" not in answer.content
+    assert client.get("/").content == b"anonymous"
+
+
 def test_who_is_held_by_hand_reads_what_to_do(client, root):
     client.force_login(root)
     session = client.session

@@ -352,6 +352,18 @@ def test_the_redirect_to_the_change_page_does_not_lead_back_to_the_login(held, s
     assert held.get("/plain/")["Location"] == f"{CHANGE}?next=/plain/"
 
 
+@pytest.mark.parametrize(
+    ("actions", "changes"),
+    [(None, True), ({"post": "set_password"}, True), ({"post": "set_username"}, False)],
+)
+def test_an_endpoint_of_a_package_asks_for_the_old_password(rf, monkeypatch, actions, changes):
+    view = SimpleNamespace(cls=UserEndpoints, actions=actions)
+    monkeypatch.setattr(exemptions, "load_classes", lambda table: (UserEndpoints,))
+    request = rf.post("/")
+    assert exemptions.asks_for_old_password(request, view)
+    assert exemptions.is_foreign_change_page(request, view) is changes
+
+
 # The probe of manage.py pwexpire check.
 
 
