@@ -10,7 +10,9 @@ import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import check_password
-from django.test import Client, override_settings
+from django.contrib.auth.signals import user_logged_in
+from django.db import connections
+from django.test import Client, RequestFactory, override_settings
 from django.utils import timezone
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ from pwexpire import services, testing
 from pwexpire.feed import feed
 from pwexpire.models import ExpiryBatch, PasswordRecord
 from pwexpire.policy import Policy
+from tests import servers
 from tests.support import change_password, open_session, session_of, store_session
 
 NAMES = ["alice", "bob", "eve"]
@@ -173,6 +176,40 @@ class Site(RuleBasedStateMachine):
             assert self.user(name).check_password(self.passwords[name])
         self.close(name)
 
+    @rule(name=names)
+    def save_to_another_database(self, name):
+        user = self.user(name)
+        user.set_password(self.fresh())
+        with connections["archive"].cursor() as cursor:
+            cursor.execute("DELETE FROM auth_user")
+        user.save(using="archive")
+
+    @precondition(lambda self: self.browsers)
+    @rule(data=st.data())
+    def refresh_the_hash_of_a_session(self, data):
+        """The hasher is upgraded, and the session is told: the password is the same."""
+        entry = self.browser(data)
+        name, browser, _ = entry
+        hashers = list(django_settings.PASSWORD_HASHERS)
+        hashers.append(hashers.pop(0))
+        with override_settings(PASSWORD_HASHERS=hashers):
+            browser.post("/exempt/sudo/", {"password": self.passwords[name]})
+        self.close(name, entry)
+
+    @precondition(lambda self: self.browsers)
+    @rule(data=st.data(), name=names)
+    def log_in_by_token(self, data, name):
+        """Somebody is logged in for one request, which comes with a session of somebody else."""
+        owner, browser, _ = self.browser(data)
+        if owner == name or "_auth_user_id" not in session_of(browser):
+            return
+        before = session_of(browser)
+        request = RequestFactory().get("/")
+        request.session = open_session(browser)
+        user = self.user(name)
+        user_logged_in.send(type(user), request=request, user=user)
+        assert session_of(browser) == before and not request.session.modified
+
     @precondition(lambda self: self.browsers)
     @rule(
         data=st.data(),
@@ -266,8 +303,25 @@ class Site(RuleBasedStateMachine):
             assert services.password_status(self.user(name)).must_change is self.is_due(name)
 
 
+@pytest.fixture
+def archive(tmp_path):
+    """A second database, with users of its own."""
+    given = {**servers.database("sqlite"), "NAME": str(tmp_path / "archive.sqlite3")}
+    configured = connections.configure_settings({"default": {}, "archive": given})
+    connections.settings["archive"] = configured["archive"]
+    connection = connections["archive"]
+    # Django's test case allows the databases only that there were when it began.
+    connection.ensure_connection = lambda: connection.connection or connection.connect()
+    with connection.schema_editor() as editor:
+        editor.create_model(get_user_model())
+    yield
+    connections["archive"].close()
+    del connections["archive"]
+    del connections.settings["archive"]
+
+
 @pytest.mark.django_db(transaction=True)
-def test_the_laws_hold_in_any_order(engine):
+def test_the_laws_hold_in_any_order(engine, archive):
     run_state_machine_as_test(
         Site,
         settings=settings(

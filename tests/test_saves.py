@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
 import threading
 from datetime import timedelta
 from unittest import mock
@@ -11,6 +13,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.hashers import make_password
+from django.core.management import call_command
 from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import RequestFactory
@@ -25,6 +28,7 @@ from pwexpire.services.changes import Way, Witness, way_of, witness
 from pwexpire.services.saves import ATTRIBUTE
 from tests.factories import UserFactory
 from tests.support import NEW, OLD
+from tests.year.site import Clock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -351,3 +355,24 @@ def test_an_algorithm_that_is_gone(alice, client):
     user.set_password(NEW)
     user.save()
     assert not is_due(alice)
+
+
+def run(*arguments):
+    out = io.StringIO()
+    call_command("pwexpire", *arguments, "--format", "json", stdout=out)
+    return json.loads(out.getvalue())
+
+
+def test_a_change_that_is_still_to_come_counts_as_now(alice, bob, settings):
+    settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=90))
+    wrong = timezone.now() + timedelta(days=2000)
+    PasswordRecord.objects.filter(pk=alice.pk).update(changed_at=wrong)
+    status = services.password_status(alice)
+    assert status.changed_at <= timezone.now() and not status.must_change
+    assert status.expires_at <= timezone.now() + timedelta(days=90)
+    assert any("still to come" in one for one in run("check", "--user", "alice")["sentences"])
+    assert not any("still to come" in one for one in run("check", "--user", "bob")["sentences"])
+    assert run("status")["future_changes"] == 1
+    assert run("prune")["future_changes"] == 1 and run("status")["future_changes"] == 0
+    with Clock(timezone.now() + timedelta(days=91)).everywhere():
+        assert is_due(alice)

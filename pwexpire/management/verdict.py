@@ -10,8 +10,14 @@ from pwexpire.constants import LOCKING
 from pwexpire.feed import feed
 from pwexpire.management.formats import show_plain
 from pwexpire.models import Exclusion, ExpiryBatch, Reason
+from pwexpire.services.pruning import future_changes
 from pwexpire.services.judging import has_password
 from pwexpire.services.status import PasswordStatus, judge, password_status
+
+FUTURE = (
+    "The stored date of the last change is still to come: a clock was wrong. It counts as now, and "
+    "manage.py pwexpire prune corrects it."
+)
 
 
 def explain(user: Any) -> dict[str, Any]:
@@ -30,6 +36,8 @@ def explain(user: Any) -> dict[str, Any]:
     if excluded:
         batches = ", ".join(map(str, excluded))
         sentences.append(f"Excluded from the demand on everyone of batch {batches}.")
+    if future_changes().filter(pk=user.pk).exists():
+        sentences.append(FUTURE)
     if status.changed_at:
         sentences.append(f"The last change was on {show_plain(status.changed_at)}.")
     if status.expires_at:

@@ -192,7 +192,8 @@ def weigh(
     ``find_open``: the strictest of these demands; asked for if there are any.
     """
     again = [] if rules.reconsider is None else [rules.now + rules.reconsider]
-    changed_at = record.changed_at
+    # A date that is still to come is of a clock that was wrong: it must not count for years.
+    changed_at = record.changed_at and min(record.changed_at, rules.now)
     if not rules.apply(user):
         return Judgement(
             applies=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
@@ -17,6 +18,7 @@ from pwexpire.models import (
     ExpiryBatch,
     ExpiryChunk,
     Notice,
+    PasswordRecord,
     Reason,
     SessionAction,
 )
@@ -26,6 +28,7 @@ from pwexpire.services.selection import CHUNK
 
 # A yearly audit finds the whole of the year before it.
 KEPT_FOR = timedelta(days=400)
+CLOCKS_DIFFER = timedelta(hours=1)
 # Written by the site itself, at a lockout or at the login with a weak password; earlier releases
 # did so where a password aged out.
 AUTOMATIC = (Reason.LOCKOUT, Reason.COMPROMISED, Reason.POLICY, Reason.AGE)
@@ -97,3 +100,19 @@ def prune_notices(chunk: int = CHUNK) -> int:
     """Remove notices that nobody can be sent again; how many went."""
     notices = Notice.objects.using(feed.using)
     return _delete_chunks(notices.filter(created_at__lt=timezone.now() - KEPT_FOR), chunk)
+
+
+def future_changes() -> QuerySet[PasswordRecord]:
+    """Return the records whose change is still to come: a clock was wrong when it was written."""
+    # Clocks of servers differ a little, and what comes true within the hour does no harm.
+    moment = timezone.now() + CLOCKS_DIFFER
+    return PasswordRecord.objects.using(feed.using).filter(changed_at__gt=moment)
+
+
+def correct_dates(chunk: int = CHUNK) -> int:
+    """Take each change that is still to come for one of now, so that its age counts from today."""
+    corrected = 0
+    while pks := list(future_changes().order_by("pk").values_list("pk", flat=True)[:chunk]):
+        update = partial(future_changes().filter(pk__in=pks).update, changed_at=timezone.now())
+        corrected += in_transaction(update, using=feed.using)
+    return corrected

@@ -11,6 +11,7 @@ from pwexpire.management.console import AddVerb, Console
 from pwexpire.services.history import prune_history
 from pwexpire.services.index import prune_index
 from pwexpire.services.pruning import (
+    correct_dates,
     prune_batches,
     prune_cancellations,
     prune_cancelled,
@@ -25,6 +26,7 @@ PRUNERS: dict[str, Callable[[int], int]] = {
     "cancellations": prune_cancellations,
     "old_passwords": prune_history,
     "notices": prune_notices,
+    "future_changes": correct_dates,
 }
 
 

@@ -15,6 +15,7 @@ from pwexpire.management.formats import Facts
 from pwexpire.management.selectors import find_users
 from pwexpire.models import BatchState, ExpiryBatch, SessionEntry
 from pwexpire.services.evidence import usernames
+from pwexpire.services.pruning import future_changes
 from pwexpire.services.status import (
     active_batches,
     active_demands,
@@ -44,6 +45,7 @@ def run(options: dict[str, Any], console: Console) -> Any:
         demands_on_everyone=active_batches().filter(everyone=True).count(),
         unfinished_batches=batches.filter(state__in=UNFINISHED).count(),
         stopped_batches=batches.filter(state=BatchState.STOPPED).count(),
+        future_changes=future_changes().count(),
         indexed_sessions=SessionEntry.objects.using(feed.using).count(),
         index_complete=state.index_complete,
         session_engine=adapter.name,
