@@ -195,10 +195,10 @@ def after_user_saved(
         return
     try:
         with savepoint(using=feed.using):
-            if created:
+            if created or change is None:
                 number, way = read_counter(), way_of(instance)
                 meet_demands(instance, number=number, created=True, way=way)
-            elif change is not None:
+            else:
                 follow_up_save(instance, change)
     except DatabaseFault as error:
         logger.error("A password change could not be recorded: %s", first_line(error))

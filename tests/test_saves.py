@@ -21,10 +21,12 @@ from django.utils import timezone
 
 from pwexpire import services
 from pwexpire.middleware import PasswordExpiryMiddleware
-from pwexpire.models import OldPassword, PasswordRecord, is_recorded
+from pwexpire.models import OldPassword, PasswordRecord, SessionEntry, is_recorded
 from pwexpire.policy import Policy
 from pwexpire.services import Require, changes
 from pwexpire.services.changes import Way, Witness, way_of, witness
+from pwexpire.services.history import keep_new, seed_history
+from pwexpire.services.index import index_session
 from pwexpire.services.saves import ATTRIBUTE
 from tests.factories import UserFactory
 from tests.support import NEW, OLD
@@ -50,6 +52,7 @@ def due(alice):
 def test_a_password_that_is_written_by_a_later_save_is_a_change(due):
     due.set_password(NEW)
     due.save(update_fields=["is_active"])
+    due.save(update_fields=["email"])
     assert is_due(due) and stored(due).check_password(OLD)
     due.save()
     assert not is_due(due) and stored(due).check_password(NEW)
@@ -282,6 +285,66 @@ def test_a_transaction_keeps_it_with_the_save(alice, kept):
         alice.set_password(NEW)
         alice.save()
         assert kept(alice)[-1] == alice.password
+
+
+def test_a_hash_in_a_held_session_is_looked_at(due, caplog):
+    token = witness.set(Witness(held=True))
+    due.password = make_password(NEW)
+    due.save()
+    witness.reset(token)
+    assert is_due(due) and "record_password_change" in caplog.text
+
+
+def test_a_form_that_was_sent_twice_takes_one_place(alice, kept):
+    """Whichever of the two records first, and whichever hash was written last."""
+    first, mine, other = alice.password, make_password(NEW), make_password(NEW)
+    words = {"before": first, "given": NEW}
+    seed_history(alice, present=first, newest=None)
+    get_user_model().objects.filter(pk=alice.pk).update(password=other)
+    keep_new(alice, after=mine, **words)
+    assert kept(alice) == [first, other]
+    keep_new(alice, after=other, **words)
+    assert kept(alice) == [first, other]
+    get_user_model().objects.filter(pk=alice.pk).update(password=mine)
+    keep_new(alice, after=mine, **words)
+    assert kept(alice) == [first, mine]
+    get_user_model().objects.filter(pk=alice.pk).update(password=make_password("third"))
+    keep_new(alice, after=other, **words)
+    assert kept(alice) == [first, mine], "it is gone already"
+
+
+def test_a_hash_that_two_processes_added_takes_one_place(alice, kept):
+    first, second = alice.password, make_password(NEW)
+    for encoded in (first, second, second):
+        OldPassword.objects.create(user=alice, encoded=encoded, created_at=timezone.now())
+    alice.password = third = make_password("third")
+    keep_new(alice, before=second, after=third, given="third")
+    assert kept(alice) == [first, second, third]
+
+
+def test_a_user_without_a_record_is_recorded(alice):
+    PasswordRecord.objects.all().delete()
+    alice.set_password(NEW)
+    alice.save()
+    assert PasswordRecord.objects.get(pk=alice.pk).renewed_at is not None
+    changes.meet_demands(alice, number=7, created=True)
+    assert PasswordRecord.objects.get(pk=alice.pk).satisfied == 7
+
+
+def test_a_rotated_session_whose_new_key_is_known(alice, client):
+    client.force_login(alice)
+    key = client.cookies["sessionid"].value
+    SessionEntry.objects.create(session_key="gone", user=alice, created_at=timezone.now())
+    index_session(key, alice.pk, replaces="gone")
+    assert [entry.pk for entry in SessionEntry.objects.all()] == [key]
+
+
+def test_a_login_in_a_session_of_the_same_user(alice, client):
+    form = {"username": "alice", "password": OLD}
+    for _ in range(2):
+        client.post("/accounts/login/", form)
+    key = client.cookies["sessionid"].value
+    assert [entry.pk for entry in SessionEntry.objects.all()] == [key]
 
 
 # Settings and models that lead nowhere fail no save and no login.
