@@ -10,8 +10,8 @@ from pwexpire.constants import LOCKING
 from pwexpire.feed import feed
 from pwexpire.management.formats import show_plain
 from pwexpire.models import Exclusion, ExpiryBatch, Reason
-from pwexpire.services.pruning import future_changes
 from pwexpire.services.judging import has_password
+from pwexpire.services.pruning import future_changes
 from pwexpire.services.status import PasswordStatus, judge, password_status
 
 FUTURE = (
