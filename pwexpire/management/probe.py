@@ -122,12 +122,11 @@ def heard() -> Iterator[list[str]]:
 def rolled_back() -> Iterator[None]:
     """Undo what a view that was not held writes, into any database."""
     with ExitStack() as stack:
-        for alias in connections:
-            # A database without an engine cannot begin a transaction.
-            if connections[alias].vendor != "unknown":
-                stack.enter_context(transaction.atomic(using=alias))
-                # The last one is called first, so before its transaction ends.
-                stack.callback(transaction.set_rollback, True, using=alias)
+        # A database without an engine cannot begin a transaction.
+        for alias in [alias for alias in connections if connections[alias].vendor != "unknown"]:
+            stack.enter_context(transaction.atomic(using=alias))
+            # The last one is called first, so before its transaction ends.
+            stack.callback(transaction.set_rollback, True, using=alias)
         yield
 
 
