@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from pwexpire import services
 from pwexpire.middleware import PasswordExpiryMiddleware
+from pwexpire.middleware.tries import is_change_of_password
 from pwexpire.models import PasswordRecord
 from pwexpire.policy import Policy
 from tests.factories import StaffFactory
@@ -228,3 +229,17 @@ def test_the_session_of_nobody_else_costs_no_query_more(server, alice, count_que
         browser.get("/plain/")
     assert len(queries) == 1  # the session
     assert "password_expired" not in session_of(browser)
+
+
+@pytest.mark.parametrize(
+    ("sent", "changes"),
+    [
+        ({"name-first_name": "Alice"}, False),
+        ({"name-first_name": "Alice", "password-old_password": ""}, False),
+        ({"password-old_password": OLD}, True),
+    ],
+)
+def test_a_page_for_more_than_the_password_is_closed_to_that_alone(rf, sent, changes):
+    request = rf.post("/cms/account/", sent)
+    request.resolver_match = None
+    assert is_change_of_password(request, lambda request: None) is changes

@@ -50,6 +50,7 @@ class Site(RuleBasedStateMachine):
         self.policy = override_settings(PWEXPIRE_POLICY=None)
         self.policy.enable()
         self.browsers = []  # [owner, client, is the flag set by hand]
+        self.impersonations = []  # (whom the session names, who sits there, client)
         self.copies = []
         self.carts = {}
 
@@ -88,6 +89,15 @@ class Site(RuleBasedStateMachine):
         assert browser.post("/accounts/login/", form).status_code == 302
         self.browsers.append([name, browser, False])
         self.browsers = self.browsers[-6:]
+
+    @rule(name=names, real=names)
+    def act_as_another_user(self, name, real):
+        """As django-hijack leaves the session: it names the other user."""
+        browser = Client()
+        form = {"username": name, "password": self.passwords[name]}
+        assert browser.post("/accounts/login/", form).status_code == 302
+        store_session(browser, hijack_history=[str(self.user(real).pk)])
+        self.impersonations = [*self.impersonations, (name, real, browser)][-3:]
 
     @rule(name=names)
     def expire_one(self, name):
@@ -288,6 +298,7 @@ class Site(RuleBasedStateMachine):
     def close(self, name, keep=None):
         """The sessions whose password hash is another one, or that were ended."""
         self.browsers = [e for e in self.browsers if e[0] != name or e is keep]
+        self.impersonations = [e for e in self.impersonations if name not in e[:2]]
 
     @invariant()
     def held_exactly_when_a_change_is_due(self):
@@ -296,6 +307,19 @@ class Site(RuleBasedStateMachine):
             if response.status_code == 200 and response.content == b"anonymous":
                 continue  # a copy that was saved over a newer session
             assert (response.status_code == 302) == (self.is_due(name) or by_hand), (name, by_hand)
+
+    @invariant()
+    def held_is_who_really_sits_there(self):
+        for entry in list(self.impersonations):
+            name, real, browser = entry
+            response = browser.get("/")
+            if self.is_due(real) and name != real:
+                assert response.content == b"anonymous", (name, real)
+                self.impersonations.remove(entry)
+            elif self.is_due(real):
+                assert response.status_code == 302, (name, real)
+            else:
+                assert response.content == name.encode(), (name, real)
 
     @invariant()
     def the_record_says_the_same(self):
