@@ -260,6 +260,9 @@ def is_suspect(case: Case, view: View, now: float) -> bool:
     """Whether the record has to be asked."""
     if is_demanded(case, view):
         return True
+    # What the session was cleared for says nothing of somebody who acts as its user.
+    if case.real_user_id is not None and case.key not in view.verdicts:
+        return True
     wanted = view.policy_key
     if wanted is None:
         return False

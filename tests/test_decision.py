@@ -142,7 +142,7 @@ def expect(cell):
             return Access.HOLD
         return Access.HOLD if cell.mode == "closed" else Access.PASS
     over = cell.login in ("with an age that is over", "by a grace login that is over")
-    if not concerns(cell) and not over:
+    if not concerns(cell) and not over and cell.root is None:
         return Access.PASS  # law 5: nothing was asked
     if cell.gone:
         return Access.END if cell.flag != "no flag" else Access.PASS

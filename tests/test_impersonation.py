@@ -83,6 +83,15 @@ def test_who_acts_as_a_held_user_is_not_held(browser, package, alice, root):
     assert stop(browser, package).content == b"root"
 
 
+def test_who_was_expired_before_they_acted_as_another_is_held(engine, server, alice, root):
+    """A demand that came while they were about to: the new session was cleared for alice alone."""
+    services.expire_passwords(root)
+    browser = server()
+    browser.post("/accounts/login/", {"username": "alice", "password": OLD})
+    store_session(browser, hijack_history=[str(root.pk)])
+    assert browser.get("/").content == b"anonymous"
+
+
 def test_who_is_expired_is_held_whoever_they_act_as(browser, package, root):
     services.expire_passwords(root)
     if package.startswith("impersonate"):
@@ -225,6 +234,7 @@ def test_the_session_of_nobody_else_costs_no_query_more(server, alice, count_que
     browser.post("/accounts/login/", {"username": "alice", "password": OLD})
     browser.get("/plain/")
     store_session(browser, hijack_history=["123456"])
+    browser.get("/plain/")
     with count_queries() as queries:
         browser.get("/plain/")
     assert len(queries) == 1  # the session
