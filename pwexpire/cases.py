@@ -17,8 +17,8 @@ from django.http import HttpRequest
 
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
 from pwexpire.feed import VerdictKey
-from pwexpire.models import is_recorded
 from pwexpire.sessionstore.base import peek
+from pwexpire.users import is_recorded
 
 VISIT = "_pwexpire"
 UNKNOWN: Any = object()

@@ -17,7 +17,7 @@ from pwexpire.cases import names_user, visit_of
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
-from pwexpire.models import EnforcementState, is_recorded
+from pwexpire.models import EnforcementState
 from pwexpire.retries import first_line, retried, savepoint
 from pwexpire.services.attempts import renew_attempts
 from pwexpire.services.changes import meet_demands, way_of, witness
@@ -43,6 +43,7 @@ from pwexpire.services.stamps import (
 from pwexpire.services.status import judge_now, read_counter, take_grace
 from pwexpire.services.trace import erase_user
 from pwexpire.sessionstore.registry import get_adapter
+from pwexpire.users import is_recorded
 
 logger = logging.getLogger("pwexpire")
 

@@ -23,7 +23,7 @@ FLOORS = [
     ["logins"],
     ["conf"],
     ["models", "pages", "sessionstore"],
-    ["exemptions", "feed"],
+    ["exemptions", "feed", "users"],
     ["cases"],
     ["services"],
     [

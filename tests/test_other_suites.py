@@ -21,7 +21,8 @@ from django.test.utils import CaptureQueriesContext
 from pwexpire import services, testing
 from pwexpire.admin_log import log_action, log_refusal
 from pwexpire.feed import feed
-from pwexpire.models import Cancellation, ExpiryBatch, PasswordRecord, TraceKind
+from pwexpire.models import Cancellation, EnforcementState, ExpiryBatch, PasswordRecord, TraceKind
+from pwexpire.receivers import after_migrate
 from pwexpire.services.trace import write_trace
 from tests.support import change_password, is_held
 
@@ -149,6 +150,12 @@ def test_migrate_in_parts(steps, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_migrate_of_another_database_makes_no_state(db):
+    EnforcementState.objects.all().delete()
+    after_migrate(None, using="archive")
+    assert not EnforcementState.objects.exists()
 
 
 class Replica:

@@ -21,13 +21,14 @@ from django.utils import timezone
 
 from pwexpire import services
 from pwexpire.middleware import PasswordExpiryMiddleware
-from pwexpire.models import OldPassword, PasswordRecord, SessionEntry, is_recorded
+from pwexpire.models import OldPassword, PasswordRecord, SessionEntry
 from pwexpire.policy import Policy
 from pwexpire.services import Require, changes
 from pwexpire.services.changes import Way, Witness, way_of, witness
 from pwexpire.services.history import keep_new, seed_history
 from pwexpire.services.index import index_session
 from pwexpire.services.saves import ATTRIBUTE
+from pwexpire.users import is_recorded
 from tests.factories import UserFactory
 from tests.support import NEW, OLD
 from tests.year.site import Clock

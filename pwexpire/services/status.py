@@ -25,11 +25,11 @@ from pwexpire.models import (
     PasswordRecord,
     Require,
     SessionAction,
-    is_recorded,
 )
 from pwexpire.policy import Policy
 from pwexpire.retries import retried
 from pwexpire.services.judging import NO_PASSWORD, Judgement, Open, Rules, cause, pick, weigh
+from pwexpire.users import is_recorded
 
 
 @dataclass(frozen=True, kw_only=True)
