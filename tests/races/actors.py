@@ -41,7 +41,8 @@ def password_of(number: int, generation: int) -> str:
 def side_of(error: BaseException) -> str:
     """``ours`` if pwexpire took any part in what failed, else ``site``."""
     for frame in traceback.extract_tb(error.__traceback__):
-        if frame.filename.startswith(PACKAGE):
+        # The dispatch() of our view is around all that Django's view does.
+        if frame.filename.startswith(PACKAGE) and frame.name != "dispatch":
             return "ours"
     return "site"
 
