@@ -15,8 +15,8 @@ from pwexpire.admin_actions import (
     cancel_expiry_action,
     expire_passwords_action,
 )
-from pwexpire.models import Cancellation, ExpiryBatch, Require
-from pwexpire.services.status import open_demand, usable_password
+from pwexpire.models import Cancellation, ExpiryBatch
+from pwexpire.services.expired import is_expired, is_warned
 
 __all__ = [
     "PasswordExpiryUserAdminMixin",
@@ -38,14 +38,12 @@ class PasswordExpiredListFilter(admin.SimpleListFilter):
         ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        value, expired = self.value(), open_demand() & usable_password()
-        if value == "yes":
-            return queryset.filter(expired)
-        if value == "no":
-            return queryset.exclude(expired)
+        value = self.value()
         if value == "warned":
-            warned = open_demand(Require.WARN) & usable_password()
-            return queryset.filter(warned).exclude(expired)
+            return queryset.filter(is_warned(queryset))
+        if value in ("yes", "no"):
+            expired = is_expired(queryset)
+            return queryset.filter(expired if value == "yes" else ~expired)
         return queryset
 
 

@@ -20,8 +20,9 @@ from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
 from pwexpire.constants import LOCKING
 from pwexpire.models import ExpiryBatch, Reason, Require, SessionAction, TraceKind
-from pwexpire.services.batches import expire_passwords, preview_expiry
+from pwexpire.services.batches import expire_passwords
 from pwexpire.services.cancellations import cancel_expiry
+from pwexpire.services.preview import preview_expiry
 from pwexpire.services.ranks import Lockout, find_lockout, find_outranked
 from pwexpire.services.selection import Selection, key_text
 

@@ -44,7 +44,7 @@ from pwexpire.models import (  # noqa: E402
     SessionEntry,
 )
 from pwexpire.services import projection, selection, sessions  # noqa: E402
-from pwexpire.services.status import open_demands  # noqa: E402
+from pwexpire.services.demands import highest_open as open_demands  # noqa: E402
 from pwexpire.sessionstore import rows  # noqa: E402
 from tests.support import OLD, change_password, is_held  # noqa: E402
 

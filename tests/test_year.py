@@ -6,7 +6,8 @@ import pytest
 
 from pwexpire.models import PasswordRecord
 from pwexpire.services.backfill import Terms, backfill
-from pwexpire.services.selection import Selection, all_users
+from pwexpire.services.demands import all_users
+from pwexpire.services.selection import Selection
 from tests.year.site import AFTER, DAY, FIRST, Site
 
 pytestmark = pytest.mark.django_db(transaction=True)

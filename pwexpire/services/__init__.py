@@ -6,17 +6,16 @@ from asgiref.sync import sync_to_async
 
 from pwexpire.models import ExpiryBatch, PasswordRecord, Reason, Require, SessionAction
 from pwexpire.services.batches import (
-    ExpiryPreview,
     end_sessions,
     expire_everyone,
     expire_passwords,
-    preview_expiry,
     resume_expiry,
     stop_expiry,
 )
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.changes import record_password_change
 from pwexpire.services.notices import NoticeReport, announce_expiry, notify_users
+from pwexpire.services.preview import ExpiryPreview, preview_expiry
 from pwexpire.services.sessions import FlagReport, flag_sessions
 from pwexpire.services.status import PasswordStatus, password_status
 

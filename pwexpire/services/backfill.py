@@ -21,10 +21,9 @@ from django.utils import timezone
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction, retried
-from pwexpire.services.evidence import pages, records_of, with_groups
 from pwexpire.services.judging import Rules
 from pwexpire.services.selection import Selection, key_text
-from pwexpire.services.status import read_rules
+from pwexpire.services.status import read_records, read_rules
 
 # Users of one transaction.
 PAGE = 500
@@ -68,8 +67,8 @@ def backfill(selection: Selection, terms: Terms) -> dict[str, int]:
 
 
 def _write_page(users: Any, terms: Terms) -> Counter[str]:
-    page = with_groups(list(users.order_by("pk")))
-    rules, records = read_rules(), records_of(page)
+    page = list(users.order_by("pk"))
+    rules, records = read_rules(), read_records(page)
     counts = Counter(users=len(page))
     known: dict[Any, datetime] = {}
     new: list[PasswordRecord] = []
@@ -165,7 +164,7 @@ class Forecast:
 def forecast(selection: Selection, terms: Terms) -> tuple[Forecast, Forecast]:
     """Count on which days the selected passwords age out, without and with the backfill."""
     without, filled = Counter[date | None](), Counter[date | None]()
-    for users in pages(selection):
+    for users in selection.pages():
         one, other = retried(partial(_forecast_page, users, terms), using=feed.using)
         without.update(one)
         filled.update(other)
@@ -180,8 +179,7 @@ def _count_days(counts: Counter[date | None]) -> Forecast:
 def _forecast_page(
     users: Sequence[Any], terms: Terms
 ) -> tuple[Counter[date | None], Counter[date | None]]:
-    users = with_groups(users)
-    rules, records = read_rules(), records_of(users)
+    rules, records = read_rules(), read_records(users)
     found = [age_out(rules, user, records.get(user.pk), terms) for user in users]
     agings = [aging for aging in found if aging is not None]
     return (

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
 
-from pwexpire.conf import conf
 from pwexpire.constants import SIGNAL_IDS_MAX
-from pwexpire.exceptions import BatchNotResumable, InvalidRequest
+from pwexpire.exceptions import BatchNotResumable
 from pwexpire.feed import feed
 from pwexpire.models import (
     GIVEN_OUT,
@@ -24,57 +22,14 @@ from pwexpire.models import (
     SessionAction,
 )
 from pwexpire.retries import in_transaction, retried
+from pwexpire.services.demands import members
+from pwexpire.services.drafts import draft_batch
 from pwexpire.services.projection import project
-from pwexpire.services.selection import Selection, for_the_record, members
-from pwexpire.services.sessions import FlagReport, can_find_sessions, find_sessions
+from pwexpire.services.selection import Selection, for_the_record
+from pwexpire.services.sessions import FlagReport
 from pwexpire.services.staging import COUNTS, Progress, stage
-from pwexpire.services.status import check_saved, open_demand, read_state, usable_password
+from pwexpire.services.status import read_state
 from pwexpire.signals import passwords_expired
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpiryPreview:
-    """``sessions`` is ``None`` where the session engine keeps nothing that could be counted."""
-
-    users: int
-    already_expired: int
-    not_applicable: int
-    sessions: int | None
-
-
-def draft_batch(**given: Any) -> ExpiryBatch:
-    """Return an unsaved batch of what is ``given``. Raises ``InvalidRequest``; writes nothing."""
-    reason, require, sessions = given["reason"], given["require"], given["sessions"]
-    reasons = {*Reason.values, *conf.reasons}
-    if reason not in reasons:
-        raise InvalidRequest(f"Unknown reason {reason!r}: use one of {', '.join(sorted(reasons))}.")
-    if require not in Require.values:
-        known = ", ".join(f"Require.{name}" for name in Require.names)
-        raise InvalidRequest(f"Unknown require {require!r}: use one of {known}.")
-    if require in (Require.RESET, Require.DENY):
-        if not conf.refuses_logins:
-            lax = ", ".join(conf.lax_backends)
-            raise InvalidRequest(
-                f"Require.{require.upper()} needs a backend that refuses the login"
-                f"{f', and {lax} would not' if lax else ''}: put "
-                "pwexpire.backends.PasswordExpiryBackend in place of Django's ModelBackend in "
-                "AUTHENTICATION_BACKENDS, and PasswordExpiryMixin before any other."
-            )
-        given["sessions"] = SessionAction.END
-    if require == Require.WARN:
-        if sessions == SessionAction.END:
-            raise InvalidRequest("Require.WARN ends no sessions: use SessionAction.FLAG.")
-        given["holds"] = False
-    if sessions not in SessionAction.values:
-        raise InvalidRequest(f"Unknown sessions {sessions!r}: use SessionAction.FLAG or .END.")
-    if not isinstance(given["note"], str):
-        raise InvalidRequest("note must be a string.")
-    actor = given.pop("actor")
-    if actor is not None:
-        check_saved(actor)
-        # By its key: the object may be from a replica, and routers refuse what that relates to.
-        given["actor_id"] = actor.pk
-    return ExpiryBatch(**given, created_at=timezone.now())
 
 
 def expire_passwords(
@@ -187,12 +142,19 @@ def _finish(
     activated = in_transaction(partial(_activate, batch), using=feed.using)
     feed.drop()
     if activated and batch.holds:
-        ids = None if batch.everyone else _few_ids(members(batch))
-        passwords_expired.send_robust(sender=ExpiryBatch, batch=batch, user_ids=ids)
+        _send_expired(batch)
     if not batch.holds and batch.sessions == SessionAction.FLAG:  # a warning: nothing to reach
         _set(batch, state=BatchState.DONE, cursor=GIVEN_OUT)
     elif not defer or batch.everyone:
         project(batch, progress)
+
+
+def _send_expired(batch: ExpiryBatch) -> None:
+    ids = None
+    if not batch.everyone:
+        few = list(members(batch).values_list("pk", flat=True)[: SIGNAL_IDS_MAX + 1])
+        ids = few if len(few) <= SIGNAL_IDS_MAX else None
+    passwords_expired.send_robust(sender=ExpiryBatch, batch=batch, user_ids=ids)
 
 
 def _set(batch: ExpiryBatch, **values: Any) -> None:
@@ -219,11 +181,6 @@ def _activate(batch: ExpiryBatch) -> bool:
     return bool(activated)
 
 
-def _few_ids(users: Any) -> list[Any] | None:
-    ids = list(users.values_list("pk", flat=True)[: SIGNAL_IDS_MAX + 1])
-    return ids if len(ids) <= SIGNAL_IDS_MAX else None
-
-
 def resume_expiry(
     batch: ExpiryBatch,
     users: Any = None,
@@ -245,15 +202,7 @@ def resume_expiry(
     if batch.state == BatchState.CANCELLED:
         raise BatchNotResumable(f"Batch {batch.pk} was cancelled: expire the users again.")
     if batch.number is None and batch.state in (BatchState.STAGING, BatchState.STOPPED):
-        if users is None and not batch.everyone:
-            raise BatchNotResumable(
-                f"Batch {batch.pk} was interrupted before it was in force: give its users again."
-            )
-        selection = None
-        if not batch.everyone:
-            selection = Selection(users, exclude=exclude)
-        elif exclude is not None:
-            selection = Selection(exclude)
+        selection = _select_again(batch, users, exclude)
         _set(batch, state=BatchState.STAGING)
         return _run(batch, selection, progress, defer=defer)
     if batch.state == BatchState.STOPPED:
@@ -264,6 +213,16 @@ def resume_expiry(
     elif batch.state == BatchState.ACTIVE and not defer:
         transaction.on_commit(partial(project, batch, progress, seconds), using=feed.using)
     return batch
+
+
+def _select_again(batch: ExpiryBatch, users: Any, exclude: Any) -> Selection | None:
+    if batch.everyone:
+        return None if exclude is None else Selection(exclude)
+    if users is None:
+        raise BatchNotResumable(
+            f"Batch {batch.pk} was interrupted before it was in force: give its users again."
+        )
+    return Selection(users, exclude=exclude)
 
 
 def stop_expiry(batch: ExpiryBatch) -> bool:
@@ -282,26 +241,6 @@ def stop_expiry(batch: ExpiryBatch) -> bool:
     stopped = in_transaction(work, using=feed.using)
     batch.refresh_from_db(using=feed.using, fields=["state"])
     return stopped
-
-
-def preview_expiry(users: Any, *, exclude: Any = None) -> ExpiryPreview:
-    """Count what ``expire_passwords`` would meet with; write nothing. Raises ``InvalidRequest``."""
-    selection = Selection(users, exclude=exclude)
-    total = already = not_applicable = 0
-    after = ""
-    while part := selection.part(after):
-        users_here, after = part
-        seen, usable = users_here.count(), users_here.filter(usable_password())
-        total += seen
-        not_applicable += seen - usable.count()
-        already += usable.filter(open_demand()).count()
-    found = sum(len(owners) for owners in find_sessions(selection, read_only=True))
-    return ExpiryPreview(
-        users=total,
-        already_expired=already,
-        not_applicable=not_applicable,
-        sessions=found if can_find_sessions() else None,
-    )
 
 
 def end_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport:

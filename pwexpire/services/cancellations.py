@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import QuerySet
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
@@ -22,8 +22,15 @@ from pwexpire.models import (
     SessionAction,
 )
 from pwexpire.retries import in_transaction
-from pwexpire.services.selection import CHUNK, Selection, all_users, members
-from pwexpire.services.status import active_batches, active_demands, check_saved, open_demands
+from pwexpire.services.demands import (
+    all_users,
+    demands_in_force,
+    find_open_batches,
+    users_wanted_by,
+)
+from pwexpire.services.expired import is_applicable, is_expired
+from pwexpire.services.selection import CHUNK, Selection
+from pwexpire.services.status import check_saved
 from pwexpire.services.trace import write_trace
 from pwexpire.signals import expiry_cancelled
 
@@ -33,62 +40,51 @@ def cancel_expiry(users: Any, *, actor: Any = None, note: str = "") -> int:
 
     A flag that stands for a lifted demand no longer holds; sessions that were to be ended stay
     ended. ``actor`` and ``note`` are kept in a ``Cancellation`` for each user and batch.
-    Returns how many users are free of a demand by it. Raises ``InvalidRequest``.
+    Returns how many users are free by it: nothing else holds them. Raises ``InvalidRequest``.
     """
     if actor is not None:
         check_saved(actor)
     if isinstance(users, ExpiryBatch):
         return _cancel_batch(users, actor, note)
     selection = Selection(users)
-    lifted = 0
+    freed = 0
     few: list[Any] = []
     for pks in selection.chunks():
-        freed = in_transaction(partial(_lift, pks, actor, note), using=feed.using)
-        lifted += len(freed)
-        few += freed[: SIGNAL_IDS_MAX + 1 - len(few)]
-    if lifted:
-        _cancelled(few if lifted <= SIGNAL_IDS_MAX else None)
-    return lifted
-
-
-def _lift(pks: list[Any], actor: Any, note: str) -> list[Any]:
-    freed = list(open_demands(pks))
-    warned = active_demands(user__in=pks, batch__require=Require.WARN)
-    users = {*freed, *warned.values_list("user_id", flat=True)}
-    asked = active_demands(user__in=users).filter(
-        Q(batch__holds=True) | Q(batch__require=Require.WARN)
-    )
-    cancelled = list(asked.order_by("pk").values_list("batch_id", "user_id"))
-    close_demands([*users])
-    cancelled += _exclude_from_everyone(pks, freed)
-    write_trace(cancelled, actor=actor, note=note)
+        lifted, free = in_transaction(partial(_lift, pks, actor, note), using=feed.using)
+        freed += free
+        few += lifted[: SIGNAL_IDS_MAX + 1 - len(few)]
+    if few:
+        _cancelled(few if len(few) <= SIGNAL_IDS_MAX else None)
     return freed
 
 
-def _exclude_from_everyone(pks: list[Any], freed: list[Any]) -> list[tuple[int, Any]]:
-    """Leave users out of the batches on everyone that are open against them: (batch, user)."""
-    everyone = list(active_batches().filter(everyone=True))
-    if not everyone:
-        return []
-    rows = Exclusion.objects.using(feed.using)
-    there = set(rows.filter(user__in=pks, batch__in=everyone).values_list("batch_id", "user_id"))
-    records = PasswordRecord.objects.using(feed.using).filter(user__in=pks)
-    satisfied = dict(records.values_list("user_id", "satisfied"))
-    new: list[tuple[int, Any]] = []
+def _lift(pks: list[Any], actor: Any, note: str) -> tuple[list[Any], int]:
+    """Return the users who were held by a demand, and how many of them nothing holds any more."""
+    demands = [
+        (batch, pk)
+        for pk, batches in find_open_batches(pks).items()
+        for batch in batches
+        if batch.holds or batch.require == Require.WARN
+    ]
+    lifted = list(dict.fromkeys(pk for batch, pk in demands if batch.holds))
+    close_demands([*{pk for _, pk in demands}])
+    _exclude_from_everyone([one for one in demands if one[0].everyone])
+    write_trace([(batch.pk, pk) for batch, pk in demands], actor=actor, note=note)
+    return lifted, _count_free(all_users().filter(pk__in=lifted)) if lifted else 0
+
+
+def _exclude_from_everyone(demands: list[tuple[ExpiryBatch, Any]]) -> None:
     ended: dict[Any, int] = {}
-    for batch in everyone:
-        number = batch.number or 0
-        for pk in pks if batch.require == Require.WARN else freed:
-            if number <= satisfied.get(pk, 0) or (batch.pk, pk) in there:
-                continue
-            new.append((batch.pk, pk))
-            if batch.sessions == SessionAction.END:
-                ended[pk] = max(ended.get(pk, 0), number)
+    for batch, pk in demands:
+        if batch.sessions == SessionAction.END:
+            ended[pk] = max(ended.get(pk, 0), batch.number or 0)
     _keep_ends(ended)
-    rows.bulk_create(
-        [Exclusion(batch_id=batch, user_id=pk) for batch, pk in new], ignore_conflicts=True
-    )
-    return new
+    new = [Exclusion(batch_id=batch.pk, user_id=pk) for batch, pk in demands]
+    Exclusion.objects.using(feed.using).bulk_create(new, ignore_conflicts=True)
+
+
+def _count_free(users: QuerySet[Any]) -> int:
+    return users.filter(is_applicable(users) & ~is_expired(users)).count()
 
 
 def _cancel_batch(batch: ExpiryBatch, actor: Any, note: str) -> int:
@@ -100,20 +96,16 @@ def _cancel_batch(batch: ExpiryBatch, actor: Any, note: str) -> int:
 
 
 def _cancel_rows(batch: ExpiryBatch, actor: Any, note: str) -> int | None:
-    users = members(batch)
-    if batch.everyone:
-        users = all_users().exclude(pwexpire_record__satisfied__gte=batch.number or 0)
-        users = users.exclude(pwexpire_exclusions__batch=batch)
     row = ExpiryBatch.objects.using(feed.using).select_for_update().get(pk=batch.pk)
     if row.state == BatchState.CANCELLED:
         return None
-    lifted = users.count() if row.number else 0
     if row.sessions == SessionAction.END and row.number and not row.everyone:
         _keep_ends_of(batch)
     write_trace([(batch.pk, None)], actor=actor, note=note)
     batch.state, batch.cancelled_at = BatchState.CANCELLED, timezone.now()
     batch.save(using=feed.using, update_fields=["state", "cancelled_at"])
-    return lifted
+    # Afterwards: a user who is held by something else as well is not free by it.
+    return _count_free(users_wanted_by(batch)) if row.number and row.holds else 0
 
 
 def _cancelled(ids: list[Any] | None) -> None:
@@ -128,7 +120,7 @@ def _cancelled(ids: list[Any] | None) -> None:
 
 def close_demands(pks: list[Any], *, upto: int | None = None) -> None:
     """Take the rows off the open list; that sessions were to be ended stays with the record."""
-    rows = active_demands(user__in=pks)
+    rows = demands_in_force(user__in=pks)
     if upto is not None:
         rows = rows.filter(batch__number__lte=upto)
     ids: list[int] = []

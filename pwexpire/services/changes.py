@@ -21,9 +21,10 @@ from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord, Require
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.cancellations import close_demands
+from pwexpire.services.demands import lowest_open
 from pwexpire.services.history import forget_old
 from pwexpire.services.judging import weigh
-from pwexpire.services.status import check_saved, lowest_open, read_counter, read_rules
+from pwexpire.services.status import check_saved, read_counter, read_rules
 from pwexpire.signals import password_changed
 
 

@@ -22,7 +22,8 @@ from pwexpire.feed import feed
 from pwexpire.models import OldPassword, PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.retries import in_transaction
-from pwexpire.services.selection import CHUNK, all_users
+from pwexpire.services.demands import all_users
+from pwexpire.services.selection import CHUNK
 
 
 class KeepsHistory:

@@ -22,14 +22,14 @@ from django.utils import timezone
 
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
-from pwexpire.models import ExpiryBatch, Notice, PasswordRecord
+from pwexpire.models import ExpiryBatch, Notice
 from pwexpire.policy import Policy
 from pwexpire.retries import in_transaction, retried
-from pwexpire.services.evidence import look, records_of, wanted_by, with_groups
+from pwexpire.services.demands import all_users, users_wanted_by
 from pwexpire.services.mails import Due, Mailer
-from pwexpire.services.selection import Selection, all_users, members
+from pwexpire.services.selection import Selection
 from pwexpire.services.staging import Progress
-from pwexpire.services.status import read_rules
+from pwexpire.services.status import judge_users, read_rules
 from pwexpire.signals import password_about_to_expire
 
 # Users of one connection to the mail server.
@@ -95,10 +95,7 @@ def announce_expiry(
     """
     if batch.number is None or batch.cancelled_at is not None:
         raise InvalidRequest(f"Batch {batch.pk} is not in force: there is nothing to announce.")
-    users = members(batch)
-    if batch.everyone:
-        users = all_users().exclude(pwexpire_record__satisfied__gte=batch.number)
-        users = users.exclude(pwexpire_exclusions__batch=batch)
+    users = users_wanted_by(batch)
     find = partial(_list_announced, batch)
     return _NoticeRun(find, dry_run, limit, progress, seconds).work(Selection(users), after)
 
@@ -170,16 +167,14 @@ class _NoticeRun:
 
 
 def _find_aging(users: list[Any]) -> Iterable[Due]:
-    with_groups(users)
-    rules, records, wanted = read_rules(), records_of(users), wanted_by(users)
-    for user in users:
-        record = records.get(user.pk) or PasswordRecord()
-        judged, _ = look(rules, user, record, wanted[user.pk])
+    rules = read_rules()
+    now = rules.now
+    for user, _, judged, _ in judge_users(users, rules):
         policy, expires_at = judged.chosen.policy, judged.expires_at
         if judged.held or expires_at is None or not policy.warn_steps:
             continue
-        if rules.now < expires_at <= rules.now + policy.warn_steps[0]:
-            yield _warn_of(user, policy, expires_at, expires_at - rules.now)
+        if now < expires_at <= now + policy.warn_steps[0]:
+            yield _warn_of(user, policy, expires_at, expires_at - now)
 
 
 def _warn_of(user: Any, policy: Policy, expires_at: datetime, left: timedelta) -> Due:

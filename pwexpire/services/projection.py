@@ -29,8 +29,9 @@ from pwexpire.models import (
     SessionAction,
 )
 from pwexpire.retries import in_transaction
+from pwexpire.services.demands import members
 from pwexpire.services.index import uses_index
-from pwexpire.services.selection import CHUNK, Selection, key_text, members
+from pwexpire.services.selection import CHUNK, Selection, key_text
 from pwexpire.services.sessions import (
     Owners,
     complete_index,

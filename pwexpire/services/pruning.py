@@ -23,7 +23,7 @@ from pwexpire.models import (
     SessionAction,
 )
 from pwexpire.retries import in_transaction
-from pwexpire.services.evidence import wanted_of_everyone
+from pwexpire.services.expired import find_open_users
 from pwexpire.services.selection import CHUNK
 
 # A yearly audit finds the whole of the year before it.
@@ -85,7 +85,7 @@ def _finish_batches() -> None:
     satisfied = done.filter(~Exists(left), everyone=False)
     in_transaction(lambda: satisfied.update(state=BatchState.FINISHED), using=feed.using)
     for batch in done.filter(everyone=True):
-        if not wanted_of_everyone(batch).exists():
+        if not find_open_users(batch).exists():
             # The state is asked again: a cancellation meanwhile must not be overwritten.
             done.filter(pk=batch.pk).update(state=BatchState.FINISHED)
 

@@ -10,9 +10,10 @@ from django.contrib.auth import get_user_model
 
 from pwexpire.constants import LOCKING
 from pwexpire.models import Require
+from pwexpire.services.demands import all_users, open_demand
 from pwexpire.services.judging import has_password
-from pwexpire.services.selection import Selection, all_users, key_text
-from pwexpire.services.status import open_demand, password_status
+from pwexpire.services.selection import Selection, key_text
+from pwexpire.services.status import password_status
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,20 +14,17 @@ from django.db.models import QuerySet
 
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
-from pwexpire.models import ExpiryBatch
+from pwexpire.services.demands import all_users
 from pwexpire.services.status import check_saved
 
 # Users whose keys are sent along with a statement, and users who are met by a range of keys.
 CHUNK = 2_000
 RANGE = 10_000
+# Users who are read at a time, where each is judged.
+PAGE = 1_000
 # How much of what was asked for is kept for the record, and of each value in it.
 WORDS_MAX = 1_000
 VALUE_MAX = 40
-
-
-def all_users() -> QuerySet[Any]:
-    users: QuerySet[Any] = get_user_model()._base_manager.using(feed.using)
-    return users.order_by()
 
 
 class Selection:
@@ -93,6 +90,13 @@ class Selection:
         while part := self.part(after, size):
             users, after = part
             yield list(users.order_by("pk").values_list("pk", flat=True))
+
+    def pages(self, size: int = PAGE) -> Iterator[list[Any]]:
+        """Lists of users, in the order of their keys."""
+        after = ""
+        while part := self.part(after, size):
+            users, after = part
+            yield list(users.order_by("pk"))
 
     def among(self, ids: Iterable[str]) -> set[Any]:
         """Which of these ids, as a session stores them, are meant."""
@@ -198,8 +202,3 @@ def hide_addresses(text: str) -> str:
 
 def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def members(batch: ExpiryBatch) -> QuerySet[Any]:
-    """The users whom a batch that is not on everyone still wants."""
-    return all_users().filter(pwexpire_demands__batch=batch)

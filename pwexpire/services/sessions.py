@@ -12,10 +12,10 @@ from django.db import transaction
 
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState, SessionEntry
+from pwexpire.services.demands import highest_open
 from pwexpire.services.index import build_index, uses_index
 from pwexpire.services.selection import CHUNK, Selection, key_text
 from pwexpire.services.staging import Progress
-from pwexpire.services.status import open_demands
 from pwexpire.sessionstore.base import Outcome, SessionAdapter, StoredSession
 from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.sessionstore.rows import pages
@@ -134,7 +134,7 @@ def flag_sessions(users: Any, *, progress: Progress | None = None) -> FlagReport
         done = 0
         adapter = get_adapter()
         for owners in find_sessions(selection):
-            numbers = open_demands(list(set(owners.values())))
+            numbers = highest_open(list(set(owners.values())))
             wanted = {key: (key_text(pk), numbers.get(pk)) for key, pk in owners.items()}
             report.outcomes.update(adapter.flag(wanted))
             done += len(owners)

@@ -12,8 +12,9 @@ from django.db.models import BigIntegerField, Count, QuerySet, Value
 from pwexpire.feed import feed
 from pwexpire.models import BatchState, Demand, Exclusion, ExpiryBatch, Require, SessionAction
 from pwexpire.retries import in_transaction
+from pwexpire.services.demands import open_demand
+from pwexpire.services.expired import NOBODY, is_applicable, is_expired
 from pwexpire.services.selection import CHUNK, Selection
-from pwexpire.services.status import open_demand, usable_password
 
 Progress = Callable[[int, int | None], None]
 COUNTS = ("users_expired", "users_already_expired", "users_not_applicable")
@@ -58,20 +59,22 @@ def _stage_chunk(batch: ExpiryBatch, selection: Selection | None) -> int | None:
 
 
 def _write_demands(batch: ExpiryBatch, users: QuerySet[Any]) -> int:
-    found = users.aggregate(seen=Count("pk"), usable=Count("pk", filter=usable_password()))
-    seen: int = found["seen"]
-    usable = seen
-    held = 0
-    if batch.holds or batch.require == Require.WARN:
-        users, usable = users.filter(usable_password()), found["usable"]
-        if batch.sessions == SessionAction.END:  # a demand that is open did not end them
-            held = users.filter(open_demand(batch.require)).count()
-        else:
-            users = users.filter(~open_demand(batch.require))
-    written = _insert_rows(Demand, batch, users)
-    if not held:
-        held = usable - written
-    counts = (usable - held, held, seen - usable)
+    demands = batch.holds or batch.require == Require.WARN
+    applicable = is_applicable(users) if demands else ~NOBODY
+    expired = is_expired(users, batch.require) if demands else NOBODY
+    found: dict[str, int] = users.aggregate(
+        seen=Count("pk"),
+        asked=Count("pk", filter=applicable),
+        already=Count("pk", filter=applicable & expired),
+    )
+    seen, asked, already = found["seen"], found["asked"], found["already"]
+    users = users.filter(applicable)
+    # An open demand is enough, unless sessions end, which it did not do. Who aged out gets a demand
+    # all the same: it outlives a maximum age that is corrected.
+    if demands and batch.sessions == SessionAction.FLAG:
+        users = users.filter(~open_demand(batch.require))
+    _insert_rows(Demand, batch, users)
+    counts = (asked - already, already, seen - asked)
     for name, count in zip(COUNTS, counts, strict=True):
         setattr(batch, name, (getattr(batch, name) or 0) + count)
     return seen

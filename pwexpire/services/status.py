@@ -1,4 +1,4 @@
-"""What stands against one user, read where writes go."""
+"""Who has to change the password now, and why: one user, or a page of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
-from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models import F, OuterRef, Subquery, prefetch_related_objects
 from django.utils import timezone
 
 from pwexpire.conf import conf
-from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
 from pwexpire.models import (
-    Demand,
     EnforcementState,
-    Exclusion,
     ExpiryBatch,
     PasswordRecord,
     Require,
@@ -28,7 +24,14 @@ from pwexpire.models import (
 )
 from pwexpire.policy import Policy
 from pwexpire.retries import retried
-from pwexpire.services.judging import NO_PASSWORD, Judgement, Open, Rules, cause, pick, weigh
+from pwexpire.services.demands import (
+    all_users,
+    find_open_batches,
+    open_batches,
+    wanting_by_name,
+    wanting_with_everyone,
+)
+from pwexpire.services.judging import Judgement, Open, Rules, cause, pick, weigh
 from pwexpire.users import is_recorded
 
 
@@ -74,47 +77,6 @@ def read_counter() -> int:
     return rows.first() or 0
 
 
-def active_batches() -> QuerySet[ExpiryBatch]:
-    return ExpiryBatch.objects.using(feed.using).filter(
-        number__isnull=False, cancelled_at__isnull=True
-    )
-
-
-def active_demands(**filters: Any) -> QuerySet[Demand]:
-    return Demand.objects.using(feed.using).filter(
-        batch__number__isnull=False, batch__cancelled_at__isnull=True, **filters
-    )
-
-
-def open_demand(least: str = Require.CHANGE) -> Q:
-    """A condition on users: a demand is open against them, whether they can meet it or not.
-
-    ``least``: one that wants at least that much.
-    """
-    require = REQUIRE_ORDER[REQUIRE_ORDER.index(least) :]
-    # The end of sessions is a demand as well, of nothing.
-    asks = Q(batch__holds=True) | Q(batch__require=Require.WARN)
-    in_force = {
-        "batch__number__isnull": False,
-        "batch__cancelled_at": None,
-        "batch__require__in": require,
-    }
-    mine = Exists(Demand.objects.filter(asks, user=OuterRef("pk"), **in_force))
-    met = PasswordRecord.objects.filter(
-        user=OuterRef(OuterRef("pk")), satisfied__gte=OuterRef("number")
-    )
-    out = Exclusion.objects.filter(user=OuterRef(OuterRef("pk")), batch=OuterRef("pk"))
-    everyone = active_batches().filter(everyone=True, require__in=require)
-    if not everyone.exists():  # most of the time, and the other question is dear
-        return Q(mine)
-    return Q(mine) | Q(Exists(everyone.filter(~Exists(met), ~Exists(out))))
-
-
-def usable_password() -> Q:
-    """A condition on users, the same as ``has_password()``."""
-    return ~Q(password__startswith=UNUSABLE_PASSWORD_PREFIX) & ~Q(password__in=NO_PASSWORD)
-
-
 RECORDED = (
     "changed_at",
     "assumed",
@@ -148,21 +110,19 @@ def judge_now(user: Any) -> tuple[int, Judgement]:
     if not is_recorded(user):
         return read_counter(), Judgement()
     counter = EnforcementState.objects.using(feed.using).values("counter")
-    mine = active_demands(user=OuterRef("pk")).order_by("-batch__number").values("batch__number")
-    everyone = _on_everyone(OuterRef(OuterRef("pk"))).order_by("-number").values("number")
-    ending = SessionAction.END
+    mine = wanting_by_name(OuterRef("pk")).order_by("-number").values("number")
+    everyone = wanting_with_everyone(OuterRef(OuterRef("pk"))).order_by("-number").values("number")
     row = (
-        get_user_model()
-        ._base_manager.using(feed.using)
+        all_users()
         .filter(pk=user.pk)
         .values_list(
             *[f"pwexpire_record__{name}" for name in RECORDED],
             "pwexpire_record__satisfied",
             "pwexpire_record__ended",
-            Subquery(mine.filter(batch__holds=True)[:1]),
+            Subquery(mine.filter(holds=True)[:1]),
             Subquery(everyone.filter(holds=True, cancelled_at__isnull=True)[:1]),
-            Subquery(mine.filter(batch__sessions=ending)[:1]),
-            Subquery(everyone.filter(sessions=ending)[:1]),
+            Subquery(mine.filter(sessions=SessionAction.END)[:1]),
+            Subquery(everyone.filter(sessions=SessionAction.END)[:1]),
             Subquery(counter[:1]),
         )
         .first()
@@ -171,41 +131,68 @@ def judge_now(user: Any) -> tuple[int, Judgement]:
         return read_counter(), Judgement()
     known = zip(RECORDED, row, strict=False)
     record = PasswordRecord(**{name: value for name, value in known if value is not None})
-    satisfied, ended, one, all_of_us, one_end, all_end, number = (
+    satisfied, ended, by_name, all_of_us, one_end, all_end, number = (
         value or 0 for value in row[len(RECORDED) :]
     )
-    demand, rules = max(one, all_of_us), read_rules()
+    demand, rules = max(by_name, all_of_us), read_rules()
     return number, weigh(
         rules,
         user,
         record,
         demand=demand if demand > satisfied else 0,
-        find_open=lambda policy: _strictest(user, satisfied, policy, rules.now),
+        find_open=lambda policy: pick(_holding(open_batches(user.pk)), policy, rules.now),
         ended=max(ended, one_end, all_end),
     )
 
 
-def _on_everyone(user: Any) -> QuerySet[ExpiryBatch]:
-    """Batches on everyone that do not leave ``user`` (a primary key, or a reference to it) out."""
-    excluded = Exclusion.objects.filter(batch=OuterRef("pk"), user=user)
-    return ExpiryBatch.objects.using(feed.using).filter(
-        ~Exists(excluded), everyone=True, number__isnull=False
+def judge_users(
+    users: Sequence[Any], rules: Rules
+) -> list[tuple[Any, PasswordRecord, Judgement, Open | None]]:
+    """Judge a page of users: each with their record, and with the demand that they are told of.
+
+    What is read is read for all of them at once; where sessions end is not asked.
+    """
+    records = read_records(users)
+    opened = find_open_batches([user.pk for user in users], records)
+    judged = []
+    for user in users:
+        record, batches = records.get(user.pk) or PasswordRecord(), opened.get(user.pk, [])
+        one = _judge_by(rules, user, record, _holding(batches))
+        judged.append((user, record, one, _find_told(one, batches, rules.now)))
+    return judged
+
+
+def read_records(users: Sequence[Any]) -> dict[Any, PasswordRecord]:
+    """Return primary key -> record; and read the groups, if the policy depends on the user."""
+    fields = {field.name for field in get_user_model()._meta.get_fields()}
+    if conf.reconsider is not None and "groups" in fields:
+        prefetch_related_objects(users, "groups")
+    found = PasswordRecord.objects.using(feed.using).filter(pk__in=[user.pk for user in users])
+    return {record.pk: record for record in found}
+
+
+def _judge_by(
+    rules: Rules, user: Any, record: PasswordRecord, holding: list[ExpiryBatch]
+) -> Judgement:
+    return weigh(
+        rules,
+        user,
+        record,
+        demand=max((batch.number or 0 for batch in holding), default=0),
+        find_open=lambda policy: pick(holding, policy, rules.now),
     )
 
 
-def _strictest(
-    user: Any, satisfied: int, policy: Policy, now: datetime, *, holds: bool = True
-) -> Open | None:
-    """Of the open demands on this user; without ``holds`` of the warnings."""
-    kept: dict[str, Any] = {
-        "cancelled_at__isnull": True,
-        "holds": holds,
-        "number__gt": satisfied,
-    }
-    if not holds:
-        kept["require"] = Require.WARN
-    mine = ExpiryBatch.objects.using(feed.using).filter(demands__user=user.pk, **kept)
-    return pick([*mine, *_on_everyone(user.pk).filter(**kept)], policy, now)
+def _holding(batches: list[ExpiryBatch]) -> list[ExpiryBatch]:
+    return [batch for batch in batches if batch.holds]
+
+
+def _find_told(judged: Judgement, batches: list[ExpiryBatch], now: datetime) -> Open | None:
+    """Return the demand that the user is told of: an open one, or a warning."""
+    if judged.opened is not None or judged.held or not judged.applies:
+        return judged.opened
+    warnings = [one for one in batches if not one.holds and one.require == Require.WARN]
+    return pick(warnings, judged.chosen.policy, now)
 
 
 def take_grace(user: Any, limit: int) -> bool:
@@ -225,48 +212,6 @@ def count_would_hold(pk: Any) -> None:
     retried(count, using=feed.using)
 
 
-def lowest_open(user: Any, requires: Sequence[str]) -> int | None:
-    """The lowest number of the open demands of these kinds."""
-    if not requires:
-        return None
-    satisfied = _satisfied(user)
-    kept = {
-        "cancelled_at__isnull": True,
-        "holds": True,
-        "number__gt": satisfied,
-        "require__in": requires,
-    }
-    mine = ExpiryBatch.objects.using(feed.using).filter(demands__user=user.pk, **kept)
-    numbers = [
-        *mine.values_list("number", flat=True),
-        *_on_everyone(user.pk).filter(**kept).values_list("number", flat=True),
-    ]
-    return min((number for number in numbers if number), default=None)
-
-
-def open_demands(pks: list[Any]) -> dict[Any, int]:
-    """Primary key -> number of the highest open demand, in at most four queries."""
-    found: dict[Any, int] = {}
-    rows = active_demands(user__in=pks, batch__holds=True).values_list("user_id", "batch__number")
-    for pk, number in rows:
-        found[pk] = max(found.get(pk, 0), number or 0)
-    batches = active_batches().filter(everyone=True, holds=True).values_list("pk", "number")
-    everyone = {batch: number or 0 for batch, number in batches}
-    if everyone:
-        records = PasswordRecord.objects.using(feed.using).filter(user__in=pks)
-        satisfied = dict(records.values_list("user_id", "satisfied"))
-        excluded = set(
-            Exclusion.objects.using(feed.using)
-            .filter(user__in=pks, batch__in=list(everyone))
-            .values_list("user_id", "batch_id")
-        )
-        for pk in pks:
-            for batch, number in everyone.items():
-                if number > satisfied.get(pk, 0) and (pk, batch) not in excluded:
-                    found[pk] = max(found.get(pk, 0), number)
-    return found
-
-
 def password_status(user: Any) -> PasswordStatus:
     """Whether ``user`` has to change the password now, why and since when.
 
@@ -274,10 +219,11 @@ def password_status(user: Any) -> PasswordStatus:
     """
     check_saved(user)
     judged = judge(user)
-    told = judged.opened
-    if told is None and judged.applies and not judged.held:
-        policy, now = judged.chosen.policy, timezone.now()
-        told = _strictest(user, _satisfied(user), policy, now, holds=False)
+    batches = [] if judged.held or not judged.applies else open_batches(user.pk)
+    return _describe(judged, _find_told(judged, batches, timezone.now()))
+
+
+def _describe(judged: Judgement, told: Open | None) -> PasswordStatus:
     why = cause(judged, told)
     warned = told is not None and not judged.held
     return PasswordStatus(
@@ -295,8 +241,3 @@ def password_status(user: Any) -> PasswordStatus:
         batch=told.batch if told is not None else None,
         actor=why.by,
     )
-
-
-def _satisfied(user: Any) -> int:
-    records = PasswordRecord.objects.using(feed.using).filter(pk=user.pk)
-    return records.values_list("satisfied", flat=True).first() or 0

@@ -18,8 +18,9 @@ from pwexpire.management.selectors import (
 )
 from pwexpire.models import TraceKind
 from pwexpire.services.cancellations import cancel_expiry
-from pwexpire.services.selection import Selection, all_users, members
-from pwexpire.services.status import active_batches, open_demand, usable_password
+from pwexpire.services.demands import all_users, batches_in_force, members
+from pwexpire.services.expired import is_expired
+from pwexpire.services.selection import Selection
 
 REFUSED = TraceKind.CANCELLATION_REFUSED
 
@@ -51,9 +52,9 @@ def run(options: dict[str, Any], console: Console) -> Any:
     refuse_by_rank(actor, selection, options, kind=REFUSED)
     if not options["everyone"]:
         return {"users_cancelled": cancel_expiry(users, **given)}
-    # Counted first: afterwards none of these demands is open.
-    cancelled = users.filter(usable_password() & open_demand()).count()
-    for batch in active_batches().filter(everyone=True):
+    # Who aged out as well is not free by it.
+    before = users.filter(is_expired(users)).count()
+    for batch in batches_in_force().filter(everyone=True):
         cancel_expiry(batch, **given)
     cancel_expiry(users, **given)
-    return {"users_cancelled": cancelled}
+    return {"users_cancelled": before - users.filter(is_expired(users)).count()}

@@ -25,13 +25,10 @@ from pwexpire.management.selectors import (
     select,
 )
 from pwexpire.models import ExpiryBatch, Reason, SessionAction, TraceKind
-from pwexpire.services.batches import (
-    draft_batch,
-    expire_everyone,
-    expire_passwords,
-    preview_expiry,
-)
+from pwexpire.services.batches import expire_everyone, expire_passwords
+from pwexpire.services.drafts import draft_batch
 from pwexpire.services.notices import announce_expiry
+from pwexpire.services.preview import preview_expiry
 from pwexpire.services.selection import Selection
 
 FORCE = "with reset or deny: also lock the actor or the last active superuser out"

@@ -8,7 +8,7 @@ from typing import Any
 from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import Facts
 from pwexpire.management.selectors import add_selectors, excluded, select
-from pwexpire.services.batches import preview_expiry
+from pwexpire.services.preview import preview_expiry
 
 
 def add(verb: AddVerb) -> None:

@@ -12,8 +12,10 @@ from pwexpire.management.bars import bars
 from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import Rows
 from pwexpire.management.selectors import add_selectors, choose_users, names_somebody
-from pwexpire.services.evidence import BatchEvidence, Evidence, batch_rows, rows, total
+from pwexpire.services.batch_evidence import BatchEvidence, batch_rows
+from pwexpire.services.evidence import Evidence, rows
 from pwexpire.services.lockouts import LockoutExpiry, lockout_report
+from pwexpire.services.totals import total
 from pwexpire.services.trace import CancellationEvidence, cancellation_rows
 
 FORMATS = ("text", "json", "csv")

@@ -14,11 +14,10 @@ from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import Facts
 from pwexpire.management.selectors import find_users
 from pwexpire.models import BatchState, ExpiryBatch, SessionEntry
+from pwexpire.services.demands import batches_in_force, demands_in_force
 from pwexpire.services.evidence import usernames
 from pwexpire.services.pruning import future_changes
 from pwexpire.services.status import (
-    active_batches,
-    active_demands,
     password_status,
     read_state,
 )
@@ -41,8 +40,8 @@ def run(options: dict[str, Any], console: Console) -> Any:
     return Facts(
         enforced=conf.enforce,
         counter=state.counter,
-        open_demands=active_demands(batch__holds=True).count(),
-        demands_on_everyone=active_batches().filter(everyone=True).count(),
+        open_demands=demands_in_force(batch__holds=True).count(),
+        demands_on_everyone=batches_in_force().filter(everyone=True).count(),
         unfinished_batches=batches.filter(state__in=UNFINISHED).count(),
         stopped_batches=batches.filter(state=BatchState.STOPPED).count(),
         future_changes=future_changes().count(),

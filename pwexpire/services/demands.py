@@ -1,0 +1,147 @@
+"""Which demands are open: against one user, against many, and as a condition in SQL.
+
+A demand is open if its batch is in force, wants the user (by name, or with everyone and not
+excluded), and is newer than what the record of the user has satisfied.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
+from django.db.models import Exists, OuterRef, Q, QuerySet
+
+from pwexpire.constants import REQUIRE_ORDER
+from pwexpire.feed import feed
+from pwexpire.models import Demand, Exclusion, ExpiryBatch, PasswordRecord, Require
+from pwexpire.services.judging import NO_PASSWORD
+
+# The end of sessions is a batch as well, and demands nothing.
+IS_DEMAND = Q(holds=True) | Q(require=Require.WARN)
+
+
+def all_users() -> QuerySet[Any]:
+    users: QuerySet[Any] = get_user_model()._base_manager.using(feed.using)
+    return users.order_by()
+
+
+def usable_password() -> Q:
+    """Return a condition on users, the same as ``has_password()``."""
+    return ~Q(password__startswith=UNUSABLE_PASSWORD_PREFIX) & ~Q(password__in=NO_PASSWORD)
+
+
+def batches_in_force() -> QuerySet[ExpiryBatch]:
+    return ExpiryBatch.objects.using(feed.using).filter(
+        number__isnull=False, cancelled_at__isnull=True
+    )
+
+
+def demands_in_force(**filters: Any) -> QuerySet[Demand]:
+    """Return the rows of batches that want users by name; a row goes when it is satisfied."""
+    return Demand.objects.using(feed.using).filter(
+        batch__number__isnull=False, batch__cancelled_at__isnull=True, **filters
+    )
+
+
+def wanting_by_name(user: Any) -> QuerySet[ExpiryBatch]:
+    """Return the batches in force that want ``user``: a primary key, or a reference to one."""
+    return batches_in_force().filter(demands__user=user)
+
+
+def wanting_with_everyone(user: Any) -> QuerySet[ExpiryBatch]:
+    """Return the batches on everyone that do not exclude ``user``.
+
+    Cancelled ones too: the end of sessions outlives the cancellation.
+    """
+    excluded = Exclusion.objects.filter(batch=OuterRef("pk"), user=user)
+    return ExpiryBatch.objects.using(feed.using).filter(
+        ~Exists(excluded), everyone=True, number__isnull=False
+    )
+
+
+def _unsatisfied(user: Any) -> Q:
+    """Return a condition on batches."""
+    met = PasswordRecord.objects.using(feed.using).filter(
+        user=user, satisfied__gte=OuterRef("number")
+    )
+    return ~Q(Exists(met))
+
+
+def open_batches(pk: Any) -> list[ExpiryBatch]:
+    """Return the batches that are open against one user."""
+    by_name = wanting_by_name(pk).filter(_unsatisfied(pk))
+    everyone = wanting_with_everyone(pk).filter(_unsatisfied(pk), cancelled_at__isnull=True)
+    return [*by_name, *everyone]
+
+
+def find_open_batches(
+    pks: Collection[Any], records: Mapping[Any, PasswordRecord] | None = None
+) -> dict[Any, list[ExpiryBatch]]:
+    """Return primary key -> the batches that are open against that user; five statements at most.
+
+    ``records``: those of these users, where they were read already.
+    """
+    pairs = list(demands_in_force(user__in=pks).values_list("user_id", "batch_id"))
+    everyone = list(batches_in_force().filter(everyone=True))
+    if everyone:
+        out = Exclusion.objects.using(feed.using).filter(user__in=pks, batch__in=everyone)
+        excluded = set(out.values_list("user_id", "batch_id"))
+        pairs += [(pk, one.pk) for pk in pks for one in everyone if (pk, one.pk) not in excluded]
+    named = {batch for _, batch in pairs} - {batch.pk for batch in everyone}
+    batches = {batch.pk: batch for batch in everyone}
+    batches |= {batch.pk: batch for batch in batches_in_force().filter(pk__in=named)}
+    if pairs and records is None:
+        found = PasswordRecord.objects.using(feed.using).filter(user__in=pks)
+        records = {record.pk: record for record in found}
+    opened: dict[Any, list[ExpiryBatch]] = defaultdict(list)
+    for pk, key in pairs:
+        record, batch = (records or {}).get(pk), batches.get(key)  # it may be deleted meanwhile
+        if batch is not None and (batch.number or 0) > (record.satisfied if record else 0):
+            opened[pk].append(batch)
+    return opened
+
+
+def highest_open(pks: Collection[Any]) -> dict[Any, int]:
+    """Return primary key -> number of the highest open demand that holds that user."""
+    found = {
+        pk: max((one.number or 0 for one in batches if one.holds), default=0)
+        for pk, batches in find_open_batches(pks).items()
+    }
+    return {pk: number for pk, number in found.items() if number}
+
+
+def lowest_open(user: Any, requires: Iterable[str]) -> int | None:
+    """Return the lowest number of the open demands of these kinds on one user."""
+    if not requires:
+        return None
+    found = [one for one in open_batches(user.pk) if one.holds and one.require in requires]
+    return min((one.number or 0 for one in found), default=None)
+
+
+def open_demand(least: str = Require.CHANGE) -> Q:
+    """Return a condition on users: a demand for at least ``least`` is open against them."""
+    asks = IS_DEMAND & Q(require__in=REQUIRE_ORDER[REQUIRE_ORDER.index(least) :])
+    unsatisfied = _unsatisfied(OuterRef(OuterRef("pk")))
+    condition = Q(Exists(wanting_by_name(OuterRef("pk")).filter(asks, unsatisfied)))
+    # Most of the time there is none, and the question is dear.
+    if batches_in_force().filter(asks, everyone=True).exists():
+        everyone = wanting_with_everyone(OuterRef(OuterRef("pk")))
+        condition |= Q(Exists(everyone.filter(asks, unsatisfied, cancelled_at__isnull=True)))
+    return condition
+
+
+def members(batch: ExpiryBatch) -> QuerySet[Any]:
+    """Return the users whom a batch wants by name and has not been satisfied by."""
+    return all_users().filter(pwexpire_demands__batch=batch)
+
+
+def users_wanted_by(batch: ExpiryBatch) -> QuerySet[Any]:
+    """Return the users against whom the demand of a batch is open, as if it were in force."""
+    users = members(batch)
+    if batch.everyone:
+        users = all_users().exclude(pwexpire_exclusions__batch=batch)
+    users = users.filter(usable_password())
+    return users.exclude(pwexpire_record__satisfied__gte=batch.number or 0)
