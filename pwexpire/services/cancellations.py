@@ -18,7 +18,6 @@ from pwexpire.models import (
     Exclusion,
     ExpiryBatch,
     PasswordRecord,
-    Require,
     SessionAction,
 )
 from pwexpire.retries import in_transaction
@@ -26,6 +25,7 @@ from pwexpire.services.demands import (
     all_users,
     demands_in_force,
     find_open_batches,
+    is_demand,
     users_wanted_by,
 )
 from pwexpire.services.expired import is_applicable, is_expired
@@ -60,17 +60,17 @@ def cancel_expiry(users: Any, *, actor: Any = None, note: str = "") -> int:
 
 def _lift(pks: list[Any], actor: Any, note: str) -> tuple[list[Any], int]:
     """Return the users who were held by a demand, and how many of them nothing holds any more."""
-    demands = [
-        (batch, pk)
-        for pk, batches in find_open_batches(pks).items()
-        for batch in batches
-        if batch.holds or batch.require == Require.WARN
-    ]
+    demands = _list_open_demands(pks)
     lifted = list(dict.fromkeys(pk for batch, pk in demands if batch.holds))
     close_demands([*{pk for _, pk in demands}])
     _exclude_from_everyone([one for one in demands if one[0].everyone])
     write_trace([(batch.pk, pk) for batch, pk in demands], actor=actor, note=note)
     return lifted, _count_free(all_users().filter(pk__in=lifted)) if lifted else 0
+
+
+def _list_open_demands(pks: list[Any]) -> list[tuple[ExpiryBatch, Any]]:
+    opened = [(batch, pk) for pk, found in find_open_batches(pks).items() for batch in found]
+    return [one for one in opened if is_demand(one[0])]
 
 
 def _exclude_from_everyone(demands: list[tuple[ExpiryBatch, Any]]) -> None:

@@ -23,6 +23,10 @@ from pwexpire.services.judging import NO_PASSWORD
 IS_DEMAND = Q(holds=True) | Q(require=Require.WARN)
 
 
+def is_demand(batch: ExpiryBatch) -> bool:
+    return batch.holds or batch.require == Require.WARN
+
+
 def all_users() -> QuerySet[Any]:
     users: QuerySet[Any] = get_user_model()._base_manager.using(feed.using)
     return users.order_by()
@@ -78,30 +82,37 @@ def open_batches(pk: Any) -> list[ExpiryBatch]:
 
 
 def find_open_batches(
-    pks: Collection[Any], records: Mapping[Any, PasswordRecord] | None = None
+    pks: Collection[Any], satisfied: Mapping[Any, int] | None = None
 ) -> dict[Any, list[ExpiryBatch]]:
     """Return primary key -> the batches that are open against that user; five statements at most.
 
-    ``records``: those of these users, where they were read already.
+    ``satisfied``: up to which number, where the records of these users were read already.
     """
-    pairs = list(demands_in_force(user__in=pks).values_list("user_id", "batch_id"))
-    everyone = list(batches_in_force().filter(everyone=True))
-    if everyone:
-        out = Exclusion.objects.using(feed.using).filter(user__in=pks, batch__in=everyone)
-        excluded = set(out.values_list("user_id", "batch_id"))
-        pairs += [(pk, one.pk) for pk in pks for one in everyone if (pk, one.pk) not in excluded]
-    named = {batch for _, batch in pairs} - {batch.pk for batch in everyone}
-    batches = {batch.pk: batch for batch in everyone}
-    batches |= {batch.pk: batch for batch in batches_in_force().filter(pk__in=named)}
-    if pairs and records is None:
-        found = PasswordRecord.objects.using(feed.using).filter(user__in=pks)
-        records = {record.pk: record for record in found}
+    wanted = [*_list_wanted_by_name(pks), *_list_wanted_with_everyone(pks)]
+    if wanted and satisfied is None:
+        records = PasswordRecord.objects.using(feed.using).filter(user__in=pks)
+        satisfied = dict(records.values_list("user_id", "satisfied"))
     opened: dict[Any, list[ExpiryBatch]] = defaultdict(list)
-    for pk, key in pairs:
-        record, batch = (records or {}).get(pk), batches.get(key)  # it may be deleted meanwhile
-        if batch is not None and (batch.number or 0) > (record.satisfied if record else 0):
+    for pk, batch in wanted:
+        if (batch.number or 0) > (satisfied or {}).get(pk, 0):
             opened[pk].append(batch)
     return opened
+
+
+def _list_wanted_by_name(pks: Collection[Any]) -> list[tuple[Any, ExpiryBatch]]:
+    pairs = list(demands_in_force(user__in=pks).values_list("user_id", "batch_id"))
+    batches = batches_in_force().in_bulk({batch for _, batch in pairs})
+    # One of them may be deleted between the two statements.
+    return [(pk, batches[batch]) for pk, batch in pairs if batch in batches]
+
+
+def _list_wanted_with_everyone(pks: Collection[Any]) -> list[tuple[Any, ExpiryBatch]]:
+    everyone = list(batches_in_force().filter(everyone=True))
+    if not everyone:
+        return []
+    out = Exclusion.objects.using(feed.using).filter(user__in=pks, batch__in=everyone)
+    excluded = set(out.values_list("user_id", "batch_id"))
+    return [(pk, batch) for pk in pks for batch in everyone if (pk, batch.pk) not in excluded]
 
 
 def highest_open(pks: Collection[Any]) -> dict[Any, int]:

@@ -31,8 +31,8 @@ from pwexpire.services.changes import (
     witness,
 )
 from pwexpire.services.history import forget_old, keep_new, length_kept, rename_kept, seed_history
-from pwexpire.services.selection import all_users
-from pwexpire.services.status import active_batches, active_demands, judge
+from pwexpire.services.demands import all_users, batches_in_force, demands_in_force
+from pwexpire.services.status import judge
 
 logger = logging.getLogger("pwexpire")
 
@@ -99,14 +99,14 @@ def read_change(user: Any, noted: PasswordChange | None = None) -> PasswordChang
     counter = EnforcementState.objects.using(feed.using).values("counter")
     kept = OldPassword.objects.using(feed.using).filter(user=OuterRef("pk")).order_by("-pk")
     satisfied = Coalesce(OuterRef("pwexpire_record__satisfied"), 0)
-    everyone = active_batches().filter(everyone=True, number__gt=satisfied)
+    everyone = batches_in_force().filter(everyone=True, number__gt=satisfied)
     row = (
         all_users()
         .filter(pk=user.pk)
         .values_list(
             "password",
             Subquery(counter[:1]),
-            Exists(active_demands(user=OuterRef("pk"))),
+            Exists(demands_in_force(user=OuterRef("pk"))),
             Exists(everyone),
             Subquery(kept.values("encoded")[:1]),
         )

@@ -10,9 +10,9 @@ from django.db import connections, models
 from django.db.models import BigIntegerField, Count, QuerySet, Value
 
 from pwexpire.feed import feed
-from pwexpire.models import BatchState, Demand, Exclusion, ExpiryBatch, Require, SessionAction
+from pwexpire.models import BatchState, Demand, Exclusion, ExpiryBatch, SessionAction
 from pwexpire.retries import in_transaction
-from pwexpire.services.demands import open_demand
+from pwexpire.services.demands import is_demand, open_demand
 from pwexpire.services.expired import NOBODY, is_applicable, is_expired
 from pwexpire.services.selection import CHUNK, Selection
 
@@ -59,7 +59,7 @@ def _stage_chunk(batch: ExpiryBatch, selection: Selection | None) -> int | None:
 
 
 def _write_demands(batch: ExpiryBatch, users: QuerySet[Any]) -> int:
-    demands = batch.holds or batch.require == Require.WARN
+    demands = is_demand(batch)
     applicable = is_applicable(users) if demands else ~NOBODY
     expired = is_expired(users, batch.require) if demands else NOBODY
     found: dict[str, int] = users.aggregate(

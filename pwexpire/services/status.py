@@ -153,7 +153,8 @@ def judge_users(
     What is read is read for all of them at once; where sessions end is not asked.
     """
     records = read_records(users)
-    opened = find_open_batches([user.pk for user in users], records)
+    satisfied = {pk: record.satisfied for pk, record in records.items()}
+    opened = find_open_batches([user.pk for user in users], satisfied)
     judged = []
     for user in users:
         record, batches = records.get(user.pk) or PasswordRecord(), opened.get(user.pk, [])
