@@ -30,8 +30,8 @@ from pwexpire.services.changes import (
     way_of,
     witness,
 )
-from pwexpire.services.history import forget_old, keep_new, length_kept, rename_kept, seed_history
 from pwexpire.services.demands import all_users, batches_in_force, demands_in_force
+from pwexpire.services.history import forget_old, keep_new, length_kept, rename_kept, seed_history
 from pwexpire.services.status import judge
 
 logger = logging.getLogger("pwexpire")
