@@ -18,8 +18,8 @@ from django.utils import timezone
 from pwexpire import services
 from pwexpire.models import PasswordRecord
 from pwexpire.policy import Policy
-from pwexpire.services.judging import has_password
 from pwexpire.services.demands import usable_password
+from pwexpire.services.judging import has_password
 
 ROOT = Path(__file__).resolve().parent.parent
 STORY = """
