@@ -425,3 +425,21 @@ def test_everybody_says_so_on_every_engine(engine, settings, refusing, site):
     for name, value in SITES[site].items():
         setattr(settings, f"PWEXPIRE_{name}", value)
     agree(people, browsers)
+
+
+def test_a_stricter_expiry_counts_who_is_held_as_strictly(users, settings, refusing):
+    over, given, aged, fresh, imported = users(5)
+    now = timezone.now()
+    EnforcementState.objects.update(created_at=now - 100 * DAY)
+    PasswordRecord.objects.filter(pk=over.pk).update(given_at=now - 5 * DAY, given_new=True)
+    PasswordRecord.objects.filter(pk=given.pk).update(given_at=now - 1 * DAY, given_new=True)
+    PasswordRecord.objects.filter(pk=imported.pk).update(changed_at=None, given_at=None)
+    get_user_model().objects.filter(pk=imported.pk).update(date_joined=now - 9 * DAY)
+    PasswordRecord.objects.filter(pk__in=[aged.pk, fresh.pk]).update(given_at=None)
+    ago(aged, days=91)
+    settings.PWEXPIRE_POLICY = STRICT
+    everybody = [over, given, aged, fresh, imported]
+    assert preview_expiry(everybody).already_expired == 4
+    assert services.expire_passwords(everybody, require=Require.WARN).users_already_expired == 4
+    batch = services.expire_passwords(everybody, require=Require.RESET)
+    assert (batch.users_already_expired, batch.users_expired) == (2, 3)  # over and imported
