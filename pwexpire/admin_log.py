@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext
 
 from pwexpire.models import ExpiryBatch, TraceKind
-from pwexpire.services.evidence import usernames
+from pwexpire.services.report import usernames
 from pwexpire.services.selection import Selection
 from pwexpire.services.trace import write_trace
 

@@ -1,4 +1,4 @@
-"""Logins: refused where the old password is worth nothing, looked at where it may be weak."""
+"""Logins: refused where the old password is withdrawn, looked at where it may be weak."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pwexpire.feed import feed, is_missing_table
 from pwexpire.models import ExpiryBatch, Reason
 from pwexpire.retries import retried, savepoint
 from pwexpire.services.batches import expire_passwords
-from pwexpire.services.judging import Judgement
 from pwexpire.services.lockouts import can_be_expired
-from pwexpire.services.status import judge
+from pwexpire.services.password_state import PasswordState
+from pwexpire.services.status import read_password_state
 
 logger = logging.getLogger("pwexpire")
 BREACHED = "password_breached"
@@ -33,7 +33,7 @@ CODE_LENGTH_MAX = 50
 class PasswordExpiryMixin:
     """Before a backend that checks passwords: ``class Ours(PasswordExpiryMixin, LDAPBackend)``.
 
-    A right password that is worth nothing any more (``Require.RESET``, ``Require.DENY``) is
+    A right password that was withdrawn (``Require.RESET``, ``Require.DENY``) is
     refused as a wrong one is: no other backend is asked, and ``user_login_failed`` is sent once.
     ``request.pwexpire_refused`` then says which of the two it was. Override ``should_refuse`` for a
     site's own rules.
@@ -41,8 +41,10 @@ class PasswordExpiryMixin:
 
     refuses_expired_passwords = True
 
-    def should_refuse(self, request: HttpRequest | None, user: Any, judged: Judgement) -> bool:
-        """Whether the right password of ``user`` is refused; called where it is worth nothing."""
+    def should_refuse(
+        self, request: HttpRequest | None, user: Any, password_state: PasswordState
+    ) -> bool:
+        """Whether the right password of ``user`` is refused; called where it was withdrawn."""
         return True
 
     @sensitive_variables()
@@ -73,14 +75,22 @@ class PasswordExpiryMixin:
     @sensitive_variables()
     def _admit(self, request: HttpRequest | None, user: Any, password: Any) -> None:
         """Raise ``PermissionDenied`` if the password, though right, is withdrawn."""
-        judged = _judge_login(user)
-        if judged is None:
+        password_state = _judge_login(user)
+        if password_state is None:
             return
-        if conf.enforce and judged.withdrawn and self.should_refuse(request, user, judged):
+        if (
+            conf.enforce
+            and password_state.withdrawn
+            and self.should_refuse(request, user, password_state)
+        ):
             if request is not None:
-                request.pwexpire_refused = str(judged.require)  # type: ignore[attr-defined]
+                request.pwexpire_refused = str(password_state.require)  # type: ignore[attr-defined]
             raise PermissionDenied
-        if conf.login_validators is not None and not judged.demand and isinstance(password, str):
+        if (
+            conf.login_validators is not None
+            and not password_state.demand
+            and isinstance(password, str)
+        ):
             expire_if_weak(user, password)
 
 
@@ -88,11 +98,11 @@ class PasswordExpiryBackend(PasswordExpiryMixin, ModelBackend):
     """In ``AUTHENTICATION_BACKENDS`` in place of Django's ``ModelBackend``."""
 
 
-def _judge_login(user: Any) -> Judgement | None:
+def _judge_login(user: Any) -> PasswordState | None:
     """What is demanded of ``user``; ``None`` if it cannot be asked, and the login goes on."""
     try:
         with savepoint(using=feed.using):
-            return retried(partial(judge, user), using=feed.using)
+            return retried(partial(read_password_state, user), using=feed.using)
     except DatabaseFault as error:
         logger.error("Whether a login is refused could not be asked: %s", error)
         if conf.enforce and conf.fail_closed and not is_missing_table(feed.using, error):
@@ -122,7 +132,7 @@ def _password(inner: Any, request: Any, args: Any, credentials: Any) -> Any:
 
 @sensitive_variables()
 def expire_if_weak(user: Any, password: str) -> ExpiryBatch | None:
-    """Expire ``user`` if ``PWEXPIRE_LOGIN_VALIDATORS`` refuse the ``password`` he has.
+    """Expire ``user`` if ``PWEXPIRE_LOGIN_VALIDATORS`` refuse their ``password``.
 
     The note of the batch has the codes of their errors. Returns the batch, or ``None`` if nobody
     was expired. Whatever fails in here is logged by its type alone, and keeps nobody out.

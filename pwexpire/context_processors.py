@@ -5,18 +5,18 @@ from typing import Any
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject
 
-from pwexpire.cases import UNKNOWN, visit_of
 from pwexpire.services.status import PasswordStatus, password_status
+from pwexpire.session_state import UNKNOWN, request_state_of
 
 
 def status_of(request: HttpRequest) -> PasswordStatus | None:
     """Asked once for each request; ``None`` for an anonymous user."""
-    visit = visit_of(request)
-    if visit.status is UNKNOWN:
+    request_state = request_state_of(request)
+    if request_state.status is UNKNOWN:
         user = getattr(request, "user", None)
         known = user is not None and user.is_authenticated
-        visit.status = password_status(user) if known else None
-    found: PasswordStatus | None = visit.status
+        request_state.status = password_status(user) if known else None
+    found: PasswordStatus | None = request_state.status
     return found
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from pwexpire.cases import Case
 from pwexpire.feed import View
-from pwexpire.services.judging import Judgement
+from pwexpire.services.password_state import PasswordState
+from pwexpire.session_state import SessionState
 
 
 class Access(Enum):
@@ -60,8 +60,8 @@ class Facts:
     ``real``: of the user who acts as that one. ``left_out``: by a rule of the site.
     """
 
-    own: Judgement | None = None
-    real: Judgement | None = None
+    own: PasswordState | None = None
+    real: PasswordState | None = None
     usable_password: bool = True
     left_out: bool = False
 
@@ -83,9 +83,9 @@ class AccessDecision:
 
 @dataclass(frozen=True)
 class Question:
-    """``case`` is ``None`` where the session could not be read, ``facts`` where none were asked."""
+    """``state``: ``None`` where the session could not be read. ``facts``: ``None`` if not asked."""
 
-    case: Case | None
+    state: SessionState | None
     view: View | None
     facts: Facts | None
     modes: Modes
@@ -93,7 +93,7 @@ class Question:
     fault: bool
 
     @property
-    def judged(self) -> Judgement:
+    def password_state(self) -> PasswordState:
         """Of the user who really sits there."""
         assert self.facts is not None and self.facts.own is not None
         return self.facts.real or self.facts.own
@@ -104,19 +104,21 @@ class Question:
 
     @property
     def exempt_backend(self) -> bool:
-        return self.case is not None and self.case.backend in self.modes.exempt_backends
+        return self.state is not None and self.state.backend in self.modes.exempt_backends
 
     @property
     def known_before_fault(self) -> bool:
-        case, view = self.case, self.view
-        if not self.fault or case is None or self.modes.report_only or self.exempt_backend:
+        state, view = self.state, self.view
+        if not self.fault or state is None or self.modes.report_only or self.exempt_backend:
             return False
-        return case.is_flagged_after(case.stamp) or (view is not None and is_demanded(case, view))
+        return state.is_flagged_after(state.stamp) or (
+            view is not None and is_demanded(state, view)
+        )
 
     @property
     def nothing_new(self) -> bool:
-        return self.case is None or (
-            self.view is not None and not is_suspect(self.case, self.view, self.now)
+        return self.state is None or (
+            self.view is not None and not is_suspect(self.state, self.view, self.now)
         )
 
     @property
@@ -126,30 +128,34 @@ class Question:
     @property
     def ended(self) -> bool:
         """A session of either of them: of the user, or of who acts as that one."""
-        assert self.case is not None and self.facts is not None
-        judged = (self.facts.own, self.facts.real)
-        return any(one is not None and one.ended > self.case.born for one in judged)
+        assert self.state is not None and self.facts is not None
+        password_state = (self.facts.own, self.facts.real)
+        return any(one is not None and one.ended > self.state.born for one in password_state)
 
     @property
     def withdrawn(self) -> bool:
         kept_in = self.exempt_backend or self.impersonated or self.modes.report_only
-        return self.judged.withdrawn and not kept_in
+        return self.password_state.withdrawn and not kept_in
 
     @property
     def by_hand(self) -> bool:
-        assert self.case is not None and self.facts is not None
-        unnumbered = self.case.flagged and self.case.flag_number is None
+        assert self.state is not None and self.facts is not None
+        unnumbered = self.state.flagged and self.state.flag_number is None
         return unnumbered and self.facts.usable_password and not self.impersonated
 
     @property
     def on_grace(self) -> bool:
         """Whether the login was a grace login, of every rule by which the password aged out."""
-        case, judged = self.case, self.judged
-        assert case is not None
-        if not (case.grace and judged.held_by_age_alone and judged.chosen.policy.grace_logins):
+        state, password_state = self.state, self.password_state
+        assert state is not None
+        if not (
+            state.grace
+            and password_state.held_by_age_alone
+            and password_state.chosen.policy.grace_logins
+        ):
             return False
         # Under a rule that began to hold the user after this login, the login was no grace login.
-        return case.ages is None or self.now < case.ages
+        return state.ages is None or self.now < state.ages
 
     @property
     def number(self) -> int:
@@ -158,13 +164,13 @@ class Question:
         So it holds through a fault as well. An expiry that takes the same one holds too.
         """
         assert self.view is not None
-        return self.judged.demand or self.view.counter + 1
+        return self.password_state.demand or self.view.counter + 1
 
     @property
     def good_until(self) -> float | None:
         if self.exempt_backend:
             return None
-        return self.judged.grace_ages if self.on_grace else self.judged.ages
+        return self.password_state.grace_ages if self.on_grace else self.password_state.ages
 
 
 Row = tuple[Callable[[Question], bool], Access, AccessReason]
@@ -186,7 +192,7 @@ ROWS: tuple[Row, ...] = (
     (lambda q: q.nothing_new, Access.PASS, AccessReason.NOTHING_NEW),
     # Else a flag of nobody's would be looked into at every request.
     (
-        lambda q: q.user_gone and q.case is not None and q.case.flagged,
+        lambda q: q.user_gone and q.state is not None and q.state.flagged,
         Access.END,
         AccessReason.USER_GONE,
     ),
@@ -205,7 +211,7 @@ ROWS: tuple[Row, ...] = (
     # An end was asked for by somebody, so it counts in a trial run and for every backend.
     (lambda q: q.ended, Access.END, AccessReason.ENDED),
     (
-        lambda q: not (q.judged.held or q.by_hand),
+        lambda q: not (q.password_state.held or q.by_hand),
         Access.PASS,
         AccessReason.NOT_DEMANDED,
     ),
@@ -214,14 +220,14 @@ ROWS: tuple[Row, ...] = (
     (lambda q: q.modes.report_only, Access.PASS, AccessReason.REPORTED),
     # In the session of another user there is no page on which to change one's own password.
     (lambda q: q.impersonated, Access.END, AccessReason.IMPERSONATOR),
-    (lambda q: q.judged.locked, Access.LOCKED, AccessReason.WITHDRAWN),
-    (lambda q: q.judged.held, Access.HOLD, AccessReason.DEMANDED),
+    (lambda q: q.password_state.locked, Access.LOCKED, AccessReason.WITHDRAWN),
+    (lambda q: q.password_state.held, Access.HOLD, AccessReason.DEMANDED),
     (lambda q: True, Access.HOLD, AccessReason.BY_HAND),
 )
 
 
 def decide(
-    case: Case | None,
+    state: SessionState | None,
     view: View | None,
     facts: Facts | None,
     modes: Modes,
@@ -229,42 +235,42 @@ def decide(
     now: float,
     fault: bool = False,
 ) -> AccessDecision:
-    """Whether the session of ``case`` reaches its view. ``fault``: something could not be asked."""
-    question = Question(case, view, facts, modes, now, fault)
+    """Whether the session reaches its view. ``fault``: something could not be asked."""
+    question = Question(state, view, facts, modes, now, fault)
     access, reason = next((access, reason) for is_so, access, reason in ROWS if is_so(question))
     if reason in CLEARED:
         return AccessDecision(access, reason, good_until=question.good_until)
     if access is Access.LOCKED:
-        return AccessDecision(access, reason, require=question.judged.require)
+        return AccessDecision(access, reason, require=question.password_state.require)
     if reason in (AccessReason.DEMANDED, AccessReason.BY_HAND):
         return AccessDecision(access, reason, number=question.number)
     return AccessDecision(access, reason)
 
 
-def is_demanded(case: Case, view: View) -> bool:
+def is_demanded(state: SessionState, view: View) -> bool:
     """Whether more is demanded than this session was cleared for; compares numbers only."""
-    known = view.verdicts.get(case.key) if view.verdicts else None
+    known = view.clearances.get(state.key) if view.clearances else None
     if known is not None:
         number, flag = known.number, max(known.number, known.flag)
     else:
         # Where nobody polls, a session may well be younger than what this process knows.
-        number = flag = case.stamp if case.born <= view.counter or not view.polled else -1
-    if view.floor > number or view.users.get(case.user_id, 0) > number:
+        number = flag = state.stamp if state.born <= view.counter or not view.polled else -1
+    if view.floor > number or view.users.get(state.user_id, 0) > number:
         return True
-    if case.flagged and case.is_flagged_after(flag):
+    if state.flagged and state.is_flagged_after(flag):
         return True
-    return case.real_user_id is not None and view.users.get(case.real_user_id, 0) > number
+    return state.real_user_id is not None and view.users.get(state.real_user_id, 0) > number
 
 
-def is_suspect(case: Case, view: View, now: float) -> bool:
+def is_suspect(state: SessionState, view: View, now: float) -> bool:
     """Whether the record has to be asked."""
-    if is_demanded(case, view):
+    if is_demanded(state, view):
         return True
     # What the session was cleared for says nothing of somebody who acts as its user.
-    if case.real_user_id is not None and case.key not in view.verdicts:
+    if state.real_user_id is not None and state.key not in view.clearances:
         return True
     wanted = view.policy_key
     if wanted is None:
         return False
-    known = view.verdicts.get(case.key, case) if view.verdicts else case
+    known = view.clearances.get(state.key, state) if view.clearances else state
     return known.policy_key != wanted or (known.ages is not None and now >= known.ages)

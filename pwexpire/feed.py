@@ -32,15 +32,15 @@ from pwexpire.retries import retried
 logger = logging.getLogger("pwexpire")
 
 USERS_MAX = 50_000
-VERDICTS_MAX = 50_000
+CLEARANCES_MAX = 50_000
 BACKOFF_SECONDS = 1.0
 NEVER = float("-inf")
 
-VerdictKey = tuple[str, str, int, str, bool, str | None]
+ClearanceKey = tuple[str, str, int, str, bool, str | None]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Clearance:
     """Nothing was demanded of this session up to ``number``; its password ages out at ``ages``.
 
     ``flag``: the number of the flag that the session had then, and that stood for nothing.
@@ -63,7 +63,7 @@ class View:
     counter: int = 0
     floor: int = 0
     users: dict[str, int] = field(default_factory=dict)
-    verdicts: OrderedDict[VerdictKey, Verdict] = field(default_factory=OrderedDict)
+    clearances: OrderedDict[ClearanceKey, Clearance] = field(default_factory=OrderedDict)
     started: float = 0.0
     fresh_until: float = 0.0
     policy_key: str | None = None
@@ -73,11 +73,11 @@ class View:
     def demand(self, user_id: str) -> int:
         return max(self.floor, self.users.get(user_id, 0))
 
-    def remember(self, key: VerdictKey, verdict: Verdict) -> None:
-        self.verdicts[key] = verdict
-        if len(self.verdicts) > VERDICTS_MAX:
+    def remember(self, key: ClearanceKey, verdict: Clearance) -> None:
+        self.clearances[key] = verdict
+        if len(self.clearances) > CLEARANCES_MAX:
             with suppress(KeyError):  # another thread may have been here
-                self.verdicts.popitem(last=False)
+                self.clearances.popitem(last=False)
 
 
 class Feed:
@@ -222,7 +222,7 @@ class Feed:
             EnforcementState.objects.using(using).values_list("counter", flat=True).first() or 0
         )
         if old is not None and old.counter == counter:
-            return View(counter, old.floor, old.users, old.verdicts)
+            return View(counter, old.floor, old.users, old.clearances)
         known = old if old is not None and old.counter < counter else View()
         floor = max(known.floor, self._read_floor(using, known.counter))
         rows = self._read_users(using, known.counter)
@@ -231,7 +231,7 @@ class Feed:
             users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
         if len(rows) > USERS_MAX or len(users) > USERS_MAX:
             floor, users = max(floor, counter), {}
-        return View(counter, floor, users, known.verdicts)
+        return View(counter, floor, users, known.clearances)
 
     @staticmethod
     def _read_floor(using: str, after: int) -> int:

@@ -13,17 +13,16 @@ from django.db import connections, transaction
 from django.http import HttpRequest
 from django.utils import timezone
 
-from pwexpire.cases import names_user, visit_of
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState
 from pwexpire.retries import first_line, retried, savepoint
 from pwexpire.services.attempts import renew_attempts
-from pwexpire.services.changes import meet_demands, way_of, witness
 from pwexpire.services.index import forget_session, index_session, uses_index
-from pwexpire.services.judging import Judgement
 from pwexpire.services.lockouts import after_login
+from pwexpire.services.password_changes import change_context, find_changed_by, meet_demands
+from pwexpire.services.password_state import PasswordState
 from pwexpire.services.saves import (
     ATTRIBUTE,
     PasswordChange,
@@ -40,8 +39,9 @@ from pwexpire.services.stamps import (
     stamp_session,
     stamp_unjudged,
 )
-from pwexpire.services.status import judge_now, read_counter, take_grace
+from pwexpire.services.status import read_counter, read_counter_and_state, take_grace
 from pwexpire.services.trace import erase_user
+from pwexpire.session_state import names_user, request_state_of
 from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.users import is_recorded
 
@@ -62,7 +62,7 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
         after_login(request, user)
     if session is None:
         return
-    visit_of(request).logged_in = True
+    request_state_of(request).logged_in = True
     _stamp_login(request, session, user)
     if session.session_key is None and uses_index(get_adapter()):
         session.create()
@@ -74,17 +74,19 @@ def on_login(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any)
 def _stamp_login(request: HttpRequest | None, session: SessionBase, user: Any) -> None:
     try:
         with savepoint(using=feed.using):
-            counter, judged = retried(partial(judge_now, user), using=feed.using)
+            counter, password_state = retried(
+                partial(read_counter_and_state, user), using=feed.using
+            )
     except DatabaseFault as error:
         logger.warning("A login could not be judged, its next request will be: %s", error)
         stamp_unjudged(session, feed.last_counter())
         return
-    if judged.failed_changes:
+    if password_state.failed_changes:
         renew_attempts(user)
-    grace = _takes_grace(request, session, user, judged)
-    stamp_session(session, counter, judged, grace=grace)
-    if judged.held and not grace and not _is_exempt(session) and conf.enforce:
-        set_flag(session, judged.demand or counter)
+    grace = _takes_grace(request, session, user, password_state)
+    stamp_session(session, counter, password_state, grace=grace)
+    if password_state.held and not grace and not _is_exempt(session) and conf.enforce:
+        set_flag(session, password_state.demand or counter)
     else:
         clear_numbered_flag(session)
 
@@ -112,17 +114,17 @@ def _is_taken_over(request: HttpRequest | None) -> bool:
 
 
 def _takes_grace(
-    request: HttpRequest | None, session: SessionBase, user: Any, judged: Judgement
+    request: HttpRequest | None, session: SessionBase, user: Any, password_state: PasswordState
 ) -> bool:
     if _is_taken_over(request):
         return False
-    if not (judged.held_by_age_alone and judged.grace and conf.enforce):
+    if not (password_state.held_by_age_alone and password_state.grace and conf.enforce):
         return False
     if _is_exempt(session):
         return False
     try:
         with savepoint(using=feed.using):
-            take = partial(take_grace, user, judged.chosen.policy.grace_logins)
+            take = partial(take_grace, user, password_state.chosen.policy.grace_logins)
             return retried(take, using=feed.using)
     except DatabaseFault as error:
         logger.error("A grace login could not be counted, so it is none: %s", error)
@@ -138,7 +140,7 @@ def on_logout(sender: Any, request: HttpRequest | None, user: Any, **kwargs: Any
 
 def _forget(session_key: str | None) -> None:
     forget_session(session_key)
-    current = witness.get()
+    current = change_context.get()
     if current is not None:
         current.forgotten = session_key  # so that the middleware need not ask whether it is gone
 
@@ -197,8 +199,8 @@ def after_user_saved(
     try:
         with savepoint(using=feed.using):
             if created or change is None:
-                number, way = read_counter(), way_of(instance)
-                meet_demands(instance, number=number, created=True, way=way)
+                number, changed_by = read_counter(), find_changed_by(instance)
+                meet_demands(instance, number=number, created=True, changed_by=changed_by)
             else:
                 follow_up_save(instance, change)
     except DatabaseFault as error:

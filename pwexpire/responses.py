@@ -103,7 +103,7 @@ def held_response(request: HttpRequest, change_url: str) -> HttpResponse:
 
 
 def locked_response(request: HttpRequest, require: str) -> HttpResponse:
-    """The answer to a session that was ended because its password is worth nothing any more."""
+    """The answer to a session that was ended because the password was withdrawn."""
     urlconf = getattr(request, "urlconf", None)
     with url_language(request):
         reset = find_reset_url(urlconf) if require == Require.RESET else None

@@ -38,8 +38,8 @@ def is_conflict(error: Exception) -> bool:
 
 
 def _read_codes(error: Exception) -> tuple[Any, Any]:
-    cause = error.__cause__
-    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    find_cause = error.__cause__
+    state = getattr(find_cause, "sqlstate", None) or getattr(find_cause, "pgcode", None)
     return state, error.args[0] if error.args else None
 
 
@@ -52,7 +52,7 @@ def in_transaction(work: Callable[[], T], *, using: str) -> T:
     """Run ``work`` in a transaction of its own, again where it had to give way to another.
 
     Inside a transaction of the caller it is run once, in a savepoint: what else the caller did
-    would be lost with it, so he alone can try again.
+    would be lost with it, so only the caller can try again.
     """
 
     def once() -> T:

@@ -16,10 +16,10 @@ from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.policy import HISTORY_MAX
-from pwexpire.services.changes import set_by_other, witness
 from pwexpire.services.guesses import may_hear_of_old
 from pwexpire.services.history import KeepsHistory, old_hashes, policy_of, stored_hash
-from pwexpire.services.status import judge
+from pwexpire.services.password_changes import change_context, set_by_other
+from pwexpire.services.status import read_password_state
 
 
 class NotCurrentPasswordValidator:
@@ -46,9 +46,9 @@ class PasswordHistoryValidator(KeepsHistory):
     ``history`` of the user's policy. Each of them costs one hashing at the strength that it was
     made with, until one matches: with ``length=24`` and hashes of 0.2 s a change takes 5 s.
 
-    The ``min_age`` of the policy counts for changes by the user himself. It does not where a change
-    is demanded of him, where somebody else chose his password, and where somebody else is at it
-    now: staff, who may change users, or a command.
+    The ``min_age`` of the policy counts for changes by the users themselves. It does not where a
+    change is demanded of them, where somebody else chose the password, and where somebody else is
+    at it now: staff, who may change users, or a command.
 
     Says nothing of a new user. Raises ``ValidationError`` with the code ``password_reused``
     (``length``) or ``password_too_young`` (``min_age``, ``wait``), ``ImproperlyConfigured`` for
@@ -129,14 +129,18 @@ def _refuse_too_young(user: Any) -> None:
     min_age = policy_of(user).min_age
     if min_age is None or set_by_other(user):
         return
-    current, judged = witness.get(), judge(user)
-    if judged.held or judged.changed_at is None or (current is not None and current.held):
+    current, password_state = change_context.get(), read_password_state(user)
+    if (
+        password_state.held
+        or password_state.changed_at is None
+        or (current is not None and current.held)
+    ):
         return
     # A new user has a time of change as well, but has not changed anything.
     own = PasswordRecord.objects.using(feed.using).filter(
         pk=user.pk, renewed_at__isnull=False, given_at__isnull=True
     )
-    again = judged.changed_at + min_age
+    again = password_state.changed_at + min_age
     if timezone.now() < again and own.exists():
         raise ValidationError(
             _("You changed your password a short while ago. You can change it again in %(wait)s."),

@@ -14,7 +14,6 @@ from django.shortcuts import resolve_url
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 
-from pwexpire.cases import is_impersonated
 from pwexpire.conf import conf
 from pwexpire.decorators import password_expiry_exempt
 from pwexpire.exceptions import ChangeURLNotFound
@@ -25,6 +24,7 @@ from pwexpire.responses import impersonated_response, unavailable, unprocessed_t
 from pwexpire.services.mails import reason_label
 from pwexpire.services.saves import find_hasher
 from pwexpire.services.status import password_status
+from pwexpire.session_state import is_impersonated
 
 
 @method_decorator(never_cache, name="dispatch")
@@ -37,7 +37,7 @@ class PasswordChangeView(views.RedirectURLMixin, views.PasswordChangeView):
     success_url = None
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        # Whoever acts as another user must not choose that user's password.
+        # A user who acts as another one must not choose that one's password.
         if is_impersonated(request):
             return impersonated_response()
         return super().dispatch(request, *args, **kwargs)

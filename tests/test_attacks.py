@@ -16,8 +16,8 @@ from django.test import Client
 from django.utils import timezone
 
 from pwexpire import services
-from pwexpire.cases import visit_of
 from pwexpire.models import PasswordRecord
+from pwexpire.session_state import request_state_of
 from tests.support import (
     NEW,
     OLD,
@@ -361,8 +361,8 @@ def test_row_33_two_threads_one_middleware(engine, server, users):
             if not location.endswith(f"%3F{number}-{turn}"):
                 wrong.append(location)
 
-    with mock.patch("pwexpire.middleware.enforcement.judge") as judge:
-        judge.return_value = mock.Mock(ended=0, held=True, demand=2**60, aged=False)
+    with mock.patch("pwexpire.middleware.enforcement.read_password_state") as read_password_state:
+        read_password_state.return_value = mock.Mock(ended=0, held=True, demand=2**60, aged=False)
         with mock.patch("pwexpire.middleware.PasswordExpiryMiddleware._examine", hold):
             threads = [
                 threading.Thread(target=ask, args=pair)
@@ -376,7 +376,7 @@ def test_row_33_two_threads_one_middleware(engine, server, users):
 
 
 def hold(self, request):
-    return self._hold(request, visit_of(request))
+    return self._hold(request, request_state_of(request))
 
 
 def test_row_34_the_second_click(held):
@@ -506,6 +506,6 @@ def test_a_flag_that_was_met_leaves_the_copy_of_the_request(engine, server, alic
     change_password(browser)
     assert not is_held(browser)
     store_session(browser, password_expired=True, _password_expired_demand=number)
-    with mock.patch("pwexpire.middleware.enforcement.judge") as judge:
+    with mock.patch("pwexpire.middleware.enforcement.read_password_state") as read_password_state:
         assert browser.get("/flag/").content == b"None"
-    assert not judge.called
+    assert not read_password_state.called

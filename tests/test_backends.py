@@ -155,9 +155,9 @@ def test_a_wrong_password_costs_what_it_costs_without_us(alice, bob, count_queri
 def test_an_inactive_user_is_not_judged(alice):
     alice.is_active = False
     alice.save()
-    with mock.patch.object(backends, "judge") as judged:
+    with mock.patch.object(backends, "read_password_state") as password_state:
         assert authenticate(None, username="alice", password=OLD) is None
-    assert not judged.called
+    assert not password_state.called
 
 
 @pytest.mark.parametrize("enforce", [False, "report"])
@@ -166,16 +166,16 @@ def test_nobody_is_refused_while_nothing_is_enforced(guarded, alice, enforce):
     guarded.PWEXPIRE_ENFORCE = enforce
     guarded.PWEXPIRE_FAIL_CLOSED = True
     assert authenticate(None, username="alice", password=OLD) == alice
-    with mock.patch.object(backends, "judge", side_effect=OperationalError("down")):
+    with mock.patch.object(backends, "read_password_state", side_effect=OperationalError("down")):
         assert authenticate(None, username="alice", password=OLD) == alice
 
 
 def test_with_enforcement_switched_off_nobody_is_asked_about(guarded, alice):
     guarded.PWEXPIRE_ENFORCE = False
-    with mock.patch.object(backends, "judge") as judged:
+    with mock.patch.object(backends, "read_password_state") as password_state:
         assert authenticate(None, username="alice", password=OLD) == alice
         assert async_to_sync(aauthenticate)(None, username="alice", password=OLD) == alice
-    assert not judged.called
+    assert not password_state.called
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_with_enforcement_switched_off_nobody_is_asked_about(guarded, alice):
 )
 def test_a_fault_of_the_database(guarded, alice, caplog, closed, fault, let_in):
     guarded.PWEXPIRE_FAIL_CLOSED = closed
-    with mock.patch.object(backends, "judge", side_effect=fault), failures() as seen:
+    with mock.patch.object(backends, "read_password_state", side_effect=fault), failures() as seen:
         user = authenticate(RequestFactory().post("/"), username="alice", password=OLD)
     assert (user == alice) is let_in
     assert len(seen) == (0 if let_in else 1)
@@ -200,7 +200,7 @@ def test_a_fault_leaves_the_transaction_whole(alice):
         with connection.cursor() as cursor:
             cursor.execute("SELECT * FROM there_is_no_such_table")
 
-    with transaction.atomic(), mock.patch.object(backends, "judge", break_it):
+    with transaction.atomic(), mock.patch.object(backends, "read_password_state", break_it):
         assert authenticate(None, username="alice", password=OLD) == alice
         alice.email = "kept@example.com"
         alice.save()
@@ -237,7 +237,7 @@ def test_a_temporary_password_that_ran_out(guarded, alice):
 
 
 class Lenient(PasswordExpiryBackend):
-    def should_refuse(self, request, user, judged):
+    def should_refuse(self, request, user, password_state):
         return not user.is_superuser
 
 
@@ -289,9 +289,11 @@ def test_given_by_position(guarded, alice):
 
 def test_a_backend_that_knows_nothing_of_async_is_judged_once(guarded, alice):
     guarded.AUTHENTICATION_BACKENDS = [HERE + "SyncOnlyBackend"]
-    with mock.patch.object(backends, "judge", wraps=backends.judge) as judged:
+    with mock.patch.object(
+        backends, "read_password_state", wraps=backends.read_password_state
+    ) as password_state:
         assert async_to_sync(aauthenticate)(None, username="alice", password=OLD) == alice
-    assert judged.call_count == 1
+    assert password_state.call_count == 1
     services.expire_passwords(alice, require=Require.RESET)
     assert async_to_sync(aauthenticate)(None, username="alice", password=OLD) is None
 

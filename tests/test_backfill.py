@@ -19,7 +19,7 @@ from pwexpire import services
 from pwexpire.conf import conf
 from pwexpire.models import EnforcementState, PasswordRecord
 from pwexpire.policy import Policy
-from pwexpire.services import backfill, evidence
+from pwexpire.services import backfill, report
 from pwexpire.services.backfill import Terms, slot
 from pwexpire.services.selection import Selection
 from pwexpire.services.status import password_status
@@ -373,7 +373,7 @@ def test_durations(old_site, clock, text):
 
 
 def test_a_user_model_without_a_day_of_joining(old_site, clock, alice, monkeypatch):
-    rules = evidence.read_rules()
+    rules = report.read_rules()
     alice.date_joined = None
     terms = Terms(spread=SPREAD, joined=True)
     aging = backfill.age_out(rules, alice, None, terms)

@@ -11,13 +11,13 @@ from django.db import OperationalError, models
 from django.utils import timezone
 
 from pwexpire import exemptions, receivers, responses, services
-from pwexpire.cases import Case, visit_of
 from pwexpire.management import probe, selectors
 from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import EnforcementState, PasswordRecord, SessionEntry
 from pwexpire.policy import Policy, decide
 from pwexpire.services import index
 from pwexpire.services.selection import Selection
+from pwexpire.session_state import SessionState, request_state_of
 from pwexpire.sessionstore import registry
 from tests.support import is_held, store_session
 
@@ -108,10 +108,10 @@ def test_a_held_request_outside_of_a_middleware_call(rf, alice, client):
     client.force_login(alice)
     request = rf.get("/")
     request.session, request.user = client.session, alice
-    case = Case(str(alice.pk), "", True, None, 0, 0, None, None, "", False, None)
+    case = SessionState(str(alice.pk), "", True, None, 0, 0, None, None, "", False, None)
     ours = PasswordExpiryMiddleware(lambda request: None)
-    visit_of(request).case = case
-    assert ours._hold(request, visit_of(request)).status_code == 302
+    request_state_of(request).case = case
+    assert ours._hold(request, request_state_of(request)).status_code == 302
     ours._drop_stale_flag(request, case)
     assert not case.flagged and not is_held(client)
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 import pytest
 
 from pwexpire import decision
-from pwexpire.cases import Case
 from pwexpire.decision import Access, AccessReason, Facts, Modes, decide, is_demanded
-from pwexpire.feed import Verdict, View
+from pwexpire.feed import Clearance, View
 from pwexpire.policy import Chosen, Policy
-from pwexpire.services.judging import Given, Judgement, Open
+from pwexpire.services.password_state import GivenPassword, OpenDemand, PasswordState
+from pwexpire.session_state import SessionState
 
 NOW = 1_000_000.0
 STAMP, COUNTER, NEWER = 40, 50, 45
 ALICE, ROOT = "1", "2"
 SSO = "site.SingleSignOn"
-FRESH = Case(
+FRESH = SessionState(
     user_id=ALICE,
     auth_hash="h",
     flagged=False,
@@ -56,25 +56,25 @@ FEEDS = {
 
 
 def opened(require):
-    return Open(require=require, reason="admin", since=None, note="", batch=1, actor=None)
+    return OpenDemand(require=require, reason="admin", since=None, note="", batch=1, actor=None)
 
 
 GRACE = Chosen(Policy(grace_logins=3))
 RECORDS = {
-    "nothing": Judgement(),
-    "a change": Judgement(demand=NEWER, opened=opened("change")),
-    "a reset": Judgement(demand=NEWER, opened=opened("reset")),
-    "a denial": Judgement(demand=NEWER, opened=opened("deny")),
-    "an age": Judgement(aged=True),
-    "an age with grace": Judgement(aged=True, chosen=GRACE),
-    "an age that only warns": Judgement(aged=True, chosen=Chosen(Policy(require="warn"))),
-    "an age and a change": Judgement(
+    "nothing": PasswordState(),
+    "a change": PasswordState(demand=NEWER, opened=opened("change")),
+    "a reset": PasswordState(demand=NEWER, opened=opened("reset")),
+    "a denial": PasswordState(demand=NEWER, opened=opened("deny")),
+    "an age": PasswordState(aged=True),
+    "an age with grace": PasswordState(aged=True, chosen=GRACE),
+    "an age that only warns": PasswordState(aged=True, chosen=Chosen(Policy(require="warn"))),
+    "an age and a change": PasswordState(
         aged=True, demand=NEWER, opened=opened("change"), chosen=GRACE
     ),
-    "a given password": Judgement(given=Given(since=None, by=None, require="change")),
-    "an old end": Judgement(ended=STAMP),
-    "an end": Judgement(ended=NEWER),
-    "an end and a reset": Judgement(ended=NEWER, demand=NEWER, opened=opened("reset")),
+    "a given password": PasswordState(given=GivenPassword(since=None, by=None, require="change")),
+    "an old end": PasswordState(ended=STAMP),
+    "an end": PasswordState(ended=NEWER),
+    "an end and a reset": PasswordState(ended=NEWER, demand=NEWER, opened=opened("reset")),
 }
 HOLDING = set(RECORDS) - {"nothing", "an age that only warns", "an old end", "an end"}
 LOCKING = {"a reset", "a denial", "an end and a reset"}
@@ -223,15 +223,15 @@ def settle(**given):
 
 def test_a_held_session_gets_the_number_of_the_demand():
     case, view = settle()
-    facts = Facts(own=Judgement(demand=NEWER, opened=opened("change")))
+    facts = Facts(own=PasswordState(demand=NEWER, opened=opened("change")))
     assert decide(case, view, facts, Modes(), now=NOW).number == NEWER
-    aged = decide(case, view, Facts(own=Judgement(aged=True)), Modes(), now=NOW)
+    aged = decide(case, view, Facts(own=PasswordState(aged=True)), Modes(), now=NOW)
     assert aged.number == COUNTER + 1
 
 
 def test_a_withdrawn_password_says_by_what():
     case, view = settle()
-    facts = Facts(own=Judgement(demand=NEWER, opened=opened("deny")))
+    facts = Facts(own=PasswordState(demand=NEWER, opened=opened("deny")))
     assert decide(case, view, facts, Modes(), now=NOW).require == "deny"
 
 
@@ -246,14 +246,14 @@ def test_a_withdrawn_password_says_by_what():
 def test_a_cleared_session_is_asked_for_again_in_time(given, until):
     case, view = settle(**given)
     aged = "grace" in given
-    judged = Judgement(aged=aged, ages=7.0, grace_ages=9.0, chosen=GRACE)
+    password_state = PasswordState(aged=aged, ages=7.0, grace_ages=9.0, chosen=GRACE)
     modes = Modes(exempt_backends=frozenset({SSO}))
-    assert decide(case, view, Facts(own=judged), modes, now=NOW).good_until == until
+    assert decide(case, view, Facts(own=password_state), modes, now=NOW).good_until == until
 
 
 def test_a_password_that_cannot_be_used_is_held_by_no_flag():
     case, view = settle()
-    facts = Facts(own=Judgement(applies=False), usable_password=False)
+    facts = Facts(own=PasswordState(applies=False), usable_password=False)
     by_hand = replace(case, flag_number=None)
     assert decide(by_hand, view, facts, Modes(), now=NOW).access is Access.PASS
 
@@ -264,7 +264,7 @@ def test_a_password_that_cannot_be_used_is_held_by_no_flag():
 def test_what_was_remembered_counts_for_the_same_flag(number, flag, demanded):
     case = replace(FRESH, flagged=True, flag_number=NEWER)
     view = View(counter=COUNTER)
-    view.remember(case.key, Verdict(number, None, None, flag))
+    view.remember(case.key, Clearance(number, None, None, flag))
     assert is_demanded(case, view) is demanded
 
 

@@ -11,7 +11,7 @@ from django.db import OperationalError, ProgrammingError, connection, transactio
 from pwexpire import feed as module
 from pwexpire import services, testing
 from pwexpire.exceptions import EnforcementUnavailable
-from pwexpire.feed import Feed, Verdict, View, feed
+from pwexpire.feed import Clearance, Feed, View, feed
 from pwexpire.models import Demand, EnforcementState
 from tests.support import is_held
 
@@ -67,15 +67,15 @@ def test_a_counter_that_went_back_resets_the_view(fresh, alice):
 
 
 def test_verdicts_are_bounded(monkeypatch):
-    monkeypatch.setattr(module, "VERDICTS_MAX", 2)
+    monkeypatch.setattr(module, "CLEARANCES_MAX", 2)
     view = View()
     for number in range(5):
-        view.remember((str(number), "", 0), Verdict(1, None, None))
-    assert len(view.verdicts) == 2
-    monkeypatch.setattr(module, "VERDICTS_MAX", -1)
-    view.verdicts.clear()
-    view.remember(("1", "", 0), Verdict(1, None, None))
-    assert not view.verdicts
+        view.remember((str(number), "", 0), Clearance(1, None, None))
+    assert len(view.clearances) == 2
+    monkeypatch.setattr(module, "CLEARANCES_MAX", -1)
+    view.clearances.clear()
+    view.remember(("1", "", 0), Clearance(1, None, None))
+    assert not view.clearances
 
 
 def test_a_fault_is_no_view(fresh, settings):

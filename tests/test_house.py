@@ -24,7 +24,7 @@ FLOORS = [
     ["conf"],
     ["models", "pages", "sessionstore"],
     ["exemptions", "feed", "users"],
-    ["cases"],
+    ["session_state"],
     ["services"],
     [
         "backends",

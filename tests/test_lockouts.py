@@ -189,7 +189,7 @@ def test_servers_that_see_the_same_lockout_count_it_once(hook, alice, threshold)
     hook.PWEXPIRE_LOCKOUT_THRESHOLD = threshold
     stale = PasswordRecord.objects.get(pk=alice.pk)
     lock(alice)
-    with mock.patch.object(lockouts, "judge", return_value=mock.Mock(demand=0)):
+    with mock.patch.object(lockouts, "read_password_state", return_value=mock.Mock(demand=0)):
         with mock.patch("django.db.models.query.QuerySet.first", return_value=stale):
             assert lock(alice) is None
     assert ExpiryBatch.objects.count() == (1 if threshold == 1 else 0)

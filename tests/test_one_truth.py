@@ -28,10 +28,10 @@ from pwexpire.management.verdict import explain
 from pwexpire.models import Demand, EnforcementState, ExpiryBatch, PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.services import Require, preview_expiry
-from pwexpire.services.batch_evidence import batch_rows
+from pwexpire.services.batch_report import batch_rows
 from pwexpire.services.demands import find_open_batches
-from pwexpire.services.evidence import evaluate
 from pwexpire.services.expired import find_open_users
+from pwexpire.services.report import evaluate
 from pwexpire.services.status import read_state
 from tests.support import OLD, change_password, is_held, session_of, store_session
 from tests.truth.people import look

@@ -38,7 +38,7 @@ def test_a_login_without_a_session_or_request(alice):
 
 
 def test_a_fault_keeps_nobody_from_logging_in(alice, client, caplog):
-    with mock.patch.object(receivers, "judge_now", side_effect=DOWN):
+    with mock.patch.object(receivers, "read_counter_and_state", side_effect=DOWN):
         client.force_login(alice)
     assert client.get("/").content == b"alice"
     with mock.patch.object(receivers, "index_session", side_effect=DOWN):
@@ -145,7 +145,7 @@ def test_an_aged_session_is_held_through_a_fault(alice, client, settings):
     settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=9))
     PasswordRecord.objects.update(changed_at=alice.date_joined - timedelta(days=99))
     assert is_held(client) and client.session["password_expired"] is True
-    with mock.patch("pwexpire.middleware.enforcement.judge", side_effect=DOWN):
+    with mock.patch("pwexpire.middleware.enforcement.read_password_state", side_effect=DOWN):
         assert is_held(client)
 
 
@@ -237,12 +237,12 @@ def test_a_login_that_could_not_be_judged_is_judged_at_its_next_request(alice, c
     services.end_sessions(alice)
     assert client.get("/").content == b"anonymous"
     feed.view(feed.scope())
-    with mock.patch.object(receivers, "judge_now", side_effect=DOWN):
+    with mock.patch.object(receivers, "read_counter_and_state", side_effect=DOWN):
         client.force_login(alice)
     assert client.session["_pwexpire"]["n"] == 0 and client.session["_pwexpire"]["b"] > 0
     assert client.get("/").content == b"alice"
     services.expire_passwords(alice)
-    with mock.patch.object(receivers, "judge_now", side_effect=DOWN):
+    with mock.patch.object(receivers, "read_counter_and_state", side_effect=DOWN):
         client.force_login(alice)
     assert client.get("/").status_code == 302
 

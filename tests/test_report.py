@@ -34,10 +34,16 @@ from pwexpire.models import (
     SessionAction,
 )
 from pwexpire.policy import Policy
-from pwexpire.services import demands, evidence
-from pwexpire.services.batch_evidence import BatchEvidence
+from pwexpire.services import demands, report
+from pwexpire.services.batch_report import BatchRow
 from pwexpire.services.selection import Selection
-from pwexpire.services.status import judge, judge_users, password_status, read_records, read_rules
+from pwexpire.services.status import (
+    judge_users,
+    password_status,
+    read_password_state,
+    read_records,
+    read_rules,
+)
 from tests.support import OLD
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -174,8 +180,8 @@ def test_a_page_is_judged_as_each_user_is(settings, frozen, policy, seed):
     settings.PWEXPIRE_APPLIES_TO = lambda user: user.pk % 11 != 0
     settings.PWEXPIRE_SECOND_FACTOR = lambda user: user.pk % 5 == 0
     names = {user.pk: user.username for user in users}
-    for user, row in zip(users, evidence.evaluate(users), strict=True):
-        judged, status = judge(user), password_status(user)
+    for user, row in zip(users, report.evaluate(users), strict=True):
+        password_state, status = read_password_state(user), password_status(user)
         told = (
             *(row.require, row.reason, row.since, row.password_next_rotation),
             *(row.policy, row.rule, row.batch, row.by),
@@ -187,10 +193,14 @@ def test_a_page_is_judged_as_each_user_is(settings, frozen, policy, seed):
         assert (row.state in ("expired", "grace", "locked")) == status.must_change
         if row.state != "not_applicable":
             assert (row.state == "warned") == status.warn
-        assert (row.state == "grace") == (judged.held_by_age_alone and judged.grace > 0)
-        assert (row.state == "locked") == (judged.locked and row.state != "grace" and judged.held)
-        assert row.pwdReset == (judged.given is not None)
-        assert row.grace_logins_left == judged.grace
+        assert (row.state == "grace") == (
+            password_state.held_by_age_alone and password_state.grace > 0
+        )
+        assert (row.state == "locked") == (
+            password_state.locked and row.state != "grace" and password_state.held
+        )
+        assert row.pwdReset == (password_state.given is not None)
+        assert row.grace_logins_left == password_state.grace
 
 
 def test_judgements_are_equal_in_all_that_is_read(settings, frozen):
@@ -198,9 +208,9 @@ def test_judgements_are_equal_in_all_that_is_read(settings, frozen):
     users = make_users(300, dice)
     make_batches(users, dice)
     settings.PWEXPIRE_POLICY = STRICT
-    for user, _, judged, _ in judge_users(users, read_rules()):
-        assert judged == replace(judge(user), ended=0)
-    assert {row.state for row in evidence.evaluate(users)} == set(evidence.STATES)
+    for user, _, password_state, _ in judge_users(users, read_rules()):
+        assert password_state == replace(read_password_state(user), ended=0)
+    assert {row.state for row in report.evaluate(users)} == set(report.STATES)
 
 
 def test_a_demand_whose_batch_is_gone_is_passed_over(alice, monkeypatch):
@@ -218,7 +228,7 @@ def test_a_demand_whose_batch_is_gone_is_passed_over(alice, monkeypatch):
         return Read()
 
     monkeypatch.setattr(demands, "demands_in_force", and_delete)
-    assert evidence.evaluate([alice])[0].state == "ok"
+    assert report.evaluate([alice])[0].state == "ok"
 
 
 def test_the_statements_of_a_page_do_not_grow(settings, count_queries):
@@ -229,13 +239,13 @@ def test_the_statements_of_a_page_do_not_grow(settings, count_queries):
 
     def statements(some):
         with count_queries() as captured:
-            evidence.evaluate(list(some))
+            report.evaluate(list(some))
         return len(captured)
 
     everybody = User.objects.order_by("pk")
     assert statements(everybody[:50]) == statements(everybody) == 8 + 1  # one reads the users
     with count_queries() as captured:
-        rows = list(evidence.rows(Selection(User.objects.all())))
+        rows = list(report.rows(Selection(User.objects.all())))
     assert len(captured) <= 5 * (8 + 3)
     assert [row.user_id for row in rows] == [user.pk for user in users]
 
@@ -245,7 +255,7 @@ def test_the_columns(alice, root, settings):
     services.expire_passwords(alice, actor=root, reason="incident")
     (row,) = ask("--user", "alice")
     record = PasswordRecord.objects.get(pk=alice.pk)
-    assert tuple(row) == evidence.Evidence._fields
+    assert tuple(row) == report.UserRow._fields
     assert row["user"] == "alice" and row["user_id"] == alice.pk and row["is_active"] is True
     assert row["password_enabled"] is True and row["policy"] == "yearly"
     assert row["password_last_changed"] == record.changed_at.isoformat()
@@ -306,7 +316,7 @@ def test_csv(alice, bob):
     assert [row["state"] for row in rows] == ["expired", "ok"]
     assert rows[0]["is_active"] == "true" and rows[0]["pwdReset"] == "false"
     assert rows[1]["reason"] == "" and "T" in rows[1]["password_last_changed"]
-    assert tuple(read_csv(text)[0]) == evidence.Evidence._fields
+    assert tuple(read_csv(text)[0]) == report.UserRow._fields
 
 
 def test_csv_of_nobody_has_a_header(alice):
@@ -359,7 +369,7 @@ def test_a_report_that_fails_leaves_no_file(alice, tmp_path, monkeypatch):
     def fail(users):
         raise RuntimeError
 
-    monkeypatch.setattr(evidence, "evaluate", fail)
+    monkeypatch.setattr(report, "evaluate", fail)
     with pytest.raises(RuntimeError):
         run("--output", str(tmp_path / "report"))
     assert os.listdir(tmp_path) == []
@@ -444,7 +454,7 @@ def test_batches(alice, bob, eve, root):
     eve.set_unusable_password()
     eve.save()
     first, everyone, third, fourth, staging = ask("--batches")
-    assert tuple(first) == BatchEvidence._fields
+    assert tuple(first) == BatchRow._fields
     assert first["by"] == "root" and first["note"] == "leak" and first["reason"] == "incident"
     assert first["selection"] == "2 given users" and first["users_expired"] == 2
     assert first["open_demands"] == 1 and first["require"] == "change"
@@ -458,7 +468,7 @@ def test_batches(alice, bob, eve, root):
 
 
 def test_batches_come_in_pages(users, monkeypatch, count_queries):
-    monkeypatch.setattr(evidence, "PAGE", 2)
+    monkeypatch.setattr(report, "PAGE", 2)
     for user in users(5):
         services.expire_passwords(user)
     with count_queries() as captured:

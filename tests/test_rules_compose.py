@@ -18,7 +18,7 @@ from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.models import PasswordRecord
 from pwexpire.policy import PRESETS, Policy, choose
 from pwexpire.services.history import length_kept, policy_of
-from pwexpire.services.judging import Judgement, Rules, weigh
+from pwexpire.services.password_state import PasswordState, Rules, find_password_state
 from pwexpire.services.status import password_status
 from tests.support import is_held
 from tests.test_laws import login
@@ -44,16 +44,16 @@ def judge_age(mapping, age, *, second=False, used=0, given=None, new=False):
     )
     record = PasswordRecord(changed_at=THEN, grace_used=used, given_at=given, given_new=new)
     user = SimpleNamespace(has_usable_password=lambda: True)
-    return weigh(rules, user, record, demand=0, find_open=lambda policy: None)
+    return find_password_state(rules, user, record, demand=0, find_open=lambda policy: None)
 
 
 def rank(require: str | None) -> int:
     return -1 if require is None else REQUIRE_ORDER.index(require)
 
 
-def is_kept_out(judged: Judgement) -> bool:
+def is_kept_out(password_state: PasswordState) -> bool:
     """At a login: held, and no grace login left."""
-    return judged.held and not (judged.held_by_age_alone and judged.grace)
+    return password_state.held and not (password_state.held_by_age_alone and password_state.grace)
 
 
 ages = st.integers(1, 900).map(lambda number: timedelta(days=number))
@@ -95,11 +95,14 @@ def test_one_more_rule_never_frees_anybody(mapping, key, more, age, second, used
 @given(st.dictionaries(st.sampled_from(KEYS), policies, min_size=2), ages, st.booleans())
 def test_a_verdict_counts_until_the_first_rule_changes_it(mapping, age, second):
     """Whatever is said before ``ages`` is what was said when it was asked."""
-    judged = judge_age(mapping, age, second=second)
+    password_state = judge_age(mapping, age, second=second)
     for days in (1, 30, 200):
         later = judge_age(mapping, age + days * DAY, second=second)
-        if judged.ages is None or (THEN + age + days * DAY).timestamp() < judged.ages:
-            assert later.held == judged.held
+        if (
+            password_state.ages is None
+            or (THEN + age + days * DAY).timestamp() < password_state.ages
+        ):
+            assert later.held == password_state.held
 
 
 def test_a_rule_that_warns_hides_none_that_holds():
@@ -126,8 +129,8 @@ def test_a_rule_with_grace_logins_gives_none_for_another():
 
 def test_a_second_factor_excuses_from_its_own_rule_only():
     mapping = {"group:a": PRESETS["pci-dss"].policy, "staff": PRESETS["cis"].policy}
-    judged = judge_age(mapping, 400 * DAY, second=True)
-    assert judged.held and judged.chosen.rule == "staff"
+    password_state = judge_age(mapping, 400 * DAY, second=True)
+    assert password_state.held and password_state.chosen.rule == "staff"
     assert not judge_age({"group:a": mapping["group:a"]}, 400 * DAY, second=True).held
 
 
@@ -137,8 +140,8 @@ def test_the_strictest_way_of_all_that_aged_out_counts():
         "group:a": Policy(max_age=60 * DAY, require="reset"),
     }
     assert judge_age(mapping, 40 * DAY).require == "change"
-    judged = judge_age(mapping, 70 * DAY)
-    assert judged.require == "reset" and judged.expires_at == THEN + 30 * DAY
+    password_state = judge_age(mapping, 70 * DAY)
+    assert password_state.require == "reset" and password_state.expires_at == THEN + 30 * DAY
 
 
 def test_two_rules_may_want_what_one_policy_could_not():

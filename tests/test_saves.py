@@ -23,10 +23,15 @@ from pwexpire import services
 from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import OldPassword, PasswordRecord, SessionEntry
 from pwexpire.policy import Policy
-from pwexpire.services import Require, changes
-from pwexpire.services.changes import Way, Witness, way_of, witness
+from pwexpire.services import Require, password_changes
 from pwexpire.services.history import keep_new, seed_history
 from pwexpire.services.index import index_session
+from pwexpire.services.password_changes import (
+    ChangeContext,
+    ChangedBy,
+    change_context,
+    find_changed_by,
+)
 from pwexpire.services.saves import ATTRIBUTE
 from pwexpire.users import is_recorded
 from tests.factories import UserFactory
@@ -101,7 +106,7 @@ def test_a_user_who_was_not_loaded_is_changed_as_well(due):
 def test_a_new_user_with_a_key_of_their_own_is_no_change(alice):
     user = get_user_model()(pk=alice.pk + 7, username="new")
     user.set_password(NEW)
-    with mock.patch("pwexpire.services.changes.password_changed.send_robust") as sent:
+    with mock.patch("pwexpire.services.password_changes.password_changed.send_robust") as sent:
         user.save()
     assert not sent.called and PasswordRecord.objects.get(pk=user.pk).renewed_at is None
 
@@ -166,20 +171,20 @@ def in_thread(work):
 @pytest.fixture
 def command():
     """A process that serves no requests."""
-    with mock.patch.object(changes, "_serves_requests", False):
+    with mock.patch.object(password_changes, "_serves_requests", False):
         yield
 
 
 def test_a_thread_of_a_view_is_nobody(alice, rf, command):
-    assert in_thread(lambda: way_of(alice)) is Way.OTHER
+    assert in_thread(lambda: find_changed_by(alice)) is ChangedBy.ADMINISTRATOR
     middleware = PasswordExpiryMiddleware(lambda request: HttpResponse())
     assert middleware is not None
-    assert in_thread(lambda: way_of(alice)) is Way.OWN
-    assert way_of(alice) is Way.OTHER, "a command, or a test"
+    assert in_thread(lambda: find_changed_by(alice)) is ChangedBy.OWN_SESSION
+    assert find_changed_by(alice) is ChangedBy.ADMINISTRATOR, "a command, or a test"
     request = RequestFactory().get("/")
-    token = witness.set(Witness(request=request))
-    assert way_of(alice) is Way.LINK
-    witness.reset(token)
+    token = change_context.set(ChangeContext(request=request))
+    assert find_changed_by(alice) is ChangedBy.RESET_LINK
+    change_context.reset(token)
 
 
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="a database in memory has one thread")
@@ -289,10 +294,10 @@ def test_a_transaction_keeps_it_with_the_save(alice, kept):
 
 
 def test_a_hash_in_a_held_session_is_looked_at(due, caplog):
-    token = witness.set(Witness(held=True))
+    token = change_context.set(ChangeContext(held=True))
     due.password = make_password(NEW)
     due.save()
-    witness.reset(token)
+    change_context.reset(token)
     assert is_due(due) and "record_password_change" in caplog.text
 
 
@@ -328,7 +333,7 @@ def test_a_user_without_a_record_is_recorded(alice):
     alice.set_password(NEW)
     alice.save()
     assert PasswordRecord.objects.get(pk=alice.pk).renewed_at is not None
-    changes.meet_demands(alice, number=7, created=True)
+    password_changes.meet_demands(alice, number=7, created=True)
     assert PasswordRecord.objects.get(pk=alice.pk).satisfied == 7
 
 
@@ -358,9 +363,9 @@ def test_another_user_model_is_none_of_ours(alice, client, settings):
     settings.AUTH_USER_MODEL = "auth.User"
     client.force_login(alice)
     settings.AUTH_USER_MODEL = "testapp.NamedUser"
-    from pwexpire.services.status import judge
+    from pwexpire.services.status import read_password_state
 
-    assert not judge(alice).held
+    assert not read_password_state(alice).held
 
 
 def test_a_user_model_without_passwords_is_none_of_ours(alice, client, monkeypatch):

@@ -253,7 +253,7 @@ def broken(*args, **kwargs):
 def test_a_known_demand_holds_though_the_record_cannot_be_asked(engine, server, alice, bob):
     browser, other = logged_in(server, alice), logged_in(server, bob)
     expire_passwords(alice)
-    with mock.patch("pwexpire.middleware.enforcement.judge", broken):
+    with mock.patch("pwexpire.middleware.enforcement.read_password_state", broken):
         assert is_held(browser)
         assert not is_held(other)
 
@@ -261,8 +261,8 @@ def test_a_known_demand_holds_though_the_record_cannot_be_asked(engine, server, 
 def test_a_login_that_could_not_be_judged_is_held_by_a_known_demand(engine, server, alice):
     expire_passwords(alice)
     with (
-        mock.patch("pwexpire.middleware.enforcement.judge", broken),
-        mock.patch("pwexpire.receivers.judge_now", broken),
+        mock.patch("pwexpire.middleware.enforcement.read_password_state", broken),
+        mock.patch("pwexpire.receivers.read_counter_and_state", broken),
     ):
         assert is_held(logged_in(server, alice))
 
@@ -278,7 +278,7 @@ def test_a_known_demand_holds_though_the_feed_stopped(engine, server, alice):
 def test_a_known_warning_holds_nobody(engine, server, alice):
     browser = logged_in(server, alice)
     expire_passwords(alice, require="warn")
-    with mock.patch("pwexpire.middleware.enforcement.judge", broken):
+    with mock.patch("pwexpire.middleware.enforcement.read_password_state", broken):
         assert not is_held(browser)
 
 
@@ -294,5 +294,5 @@ def test_what_never_holds_does_not_when_the_record_cannot_be_asked(server, setti
     for name, value in given.items():
         setattr(settings, name, value)
     expire_passwords(alice)
-    with mock.patch("pwexpire.middleware.enforcement.judge", broken):
+    with mock.patch("pwexpire.middleware.enforcement.read_password_state", broken):
         assert not is_held(browser)

@@ -19,7 +19,7 @@ from pwexpire import services
 from pwexpire.models import PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.services.demands import usable_password
-from pwexpire.services.judging import has_password
+from pwexpire.services.password_state import has_password
 
 ROOT = Path(__file__).resolve().parent.parent
 STORY = """

@@ -29,8 +29,8 @@ from django.utils.http import urlsafe_base64_encode
 from pwexpire import services
 from pwexpire.models import OldPassword, PasswordRecord
 from pwexpire.policy import Policy
-from pwexpire.services.changes import Witness, set_by_other, witness
 from pwexpire.services.history import prune_history
+from pwexpire.services.password_changes import ChangeContext, change_context, set_by_other
 from pwexpire.validators import NotCurrentPasswordValidator, PasswordHistoryValidator
 from tests.factories import StaffFactory
 from tests.support import OLD, change_password, is_held, store_session
@@ -487,10 +487,10 @@ class Asked:
             self.request.user = actor
 
     def __enter__(self):
-        self.token = witness.set(Witness(request=self.request))
+        self.token = change_context.set(ChangeContext(request=self.request))
 
     def __exit__(self, *exc):
-        witness.reset(self.token)
+        change_context.reset(self.token)
 
 
 RESET = "/accounts/reset/MQ/set-password/"
@@ -500,9 +500,9 @@ def test_set_by_other(alice, bob, root):
     from django.contrib.auth.models import AnonymousUser
 
     assert set_by_other(alice)  # a command
-    token = witness.set(Witness())
+    token = change_context.set(ChangeContext())
     assert not set_by_other(alice)
-    witness.reset(token)
+    change_context.reset(token)
     for actor, path, other in [
         (None, "/", False),
         (AnonymousUser(), "/", False),
@@ -520,7 +520,7 @@ def test_set_by_other(alice, bob, root):
     with Asked(reload(bob)):
         assert set_by_other(alice)
     with Asked(root) as _:
-        request = witness.get().request
+        request = change_context.get().request
         request.resolver_match = None
         assert set_by_other(alice)
 

@@ -22,7 +22,7 @@ from pwexpire.exceptions import InvalidRequest
 from pwexpire.models import ExpiryBatch, PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.services import Reason, Require, SessionAction
-from pwexpire.services.evidence import evaluate
+from pwexpire.services.report import evaluate
 from pwexpire.services.selection import Selection
 from pwexpire.services.sessions import find_sessions
 from pwexpire.services.status import read_state, take_grace
@@ -253,7 +253,9 @@ def test_a_rule_of_the_site_leaves_the_user_out(server, alice, refusing):
         "pwexpire.middleware.PasswordExpiryMiddleware.should_enforce", return_value=False
     ):
         assert browser.get("/").content == b"anonymous"
-    with mock.patch("pwexpire.middleware.ended.judge", side_effect=DatabaseError("down")):
+    with mock.patch(
+        "pwexpire.middleware.ended.read_password_state", side_effect=DatabaseError("down")
+    ):
         assert other.get("/").content == b"anonymous"
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from axes.helpers import get_cool_off
 from django.contrib.auth import get_user_model
 
-from pwexpire.cases import visit_of
 from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.retries import savepoint
 from pwexpire.services.lockouts import expire_after_lockout
+from pwexpire.session_state import request_state_of
 
 logger = logging.getLogger("pwexpire")
 DEFAULT_WINDOW = timedelta(hours=24)
@@ -26,7 +26,7 @@ def on_lockout(
     """Never raises, and answers nobody: the lockout and its response stay what they were."""
     if not (conf.expire_on_lockout or conf.expire_on_success):
         return
-    if visit_of(request).failed_change:
+    if request_state_of(request).failed_change:
         return
     if not isinstance(username, str) or not username or "\x00" in username:
         return

@@ -10,8 +10,8 @@ from pwexpire.constants import LOCKING
 from pwexpire.management.console import Console
 from pwexpire.management.selectors import COMBINED, list_some
 from pwexpire.models import TraceKind
-from pwexpire.services.evidence import usernames
 from pwexpire.services.ranks import find_lockout, find_outranked, may_cancel_own
+from pwexpire.services.report import usernames
 from pwexpire.services.selection import Selection
 from pwexpire.services.trace import write_trace
 

@@ -10,9 +10,9 @@ from pwexpire.constants import LOCKING
 from pwexpire.feed import feed
 from pwexpire.management.formats import show_plain
 from pwexpire.models import Exclusion, ExpiryBatch, Reason
-from pwexpire.services.judging import has_password
+from pwexpire.services.password_state import has_password
 from pwexpire.services.pruning import future_changes
-from pwexpire.services.status import PasswordStatus, judge, password_status
+from pwexpire.services.status import PasswordStatus, password_status, read_password_state
 
 FUTURE = (
     "The stored date of the last change is still to come: a clock was wrong. It counts as now, and "
@@ -23,7 +23,11 @@ FUTURE = (
 def explain(user: Any) -> dict[str, Any]:
     status, name = password_status(user), user.get_username()
     # No number is 0; None would find the batches that are not in force.
-    batch = ExpiryBatch.objects.using(feed.using).filter(number=judge(user).demand).first()
+    batch = (
+        ExpiryBatch.objects.using(feed.using)
+        .filter(number=read_password_state(user).demand)
+        .first()
+    )
     out = Exclusion.objects.using(feed.using).filter(user=user.pk, batch__cancelled_at=None)
     excluded = list(out.order_by("batch").values_list("batch", flat=True))
     sentences = [_explain_verdict(user, status, batch)]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pwexpire.middleware.shells import PasswordExpiryMiddleware
+from pwexpire.middleware.password_expiry import PasswordExpiryMiddleware
 
 __all__ = ["PasswordExpiryMiddleware"]

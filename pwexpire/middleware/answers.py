@@ -12,7 +12,6 @@ from django.db import Error as DatabaseFault
 from django.http import HttpRequest, HttpResponseBase
 from django.urls import ResolverMatch
 
-from pwexpire.cases import Case, Visit, is_impersonated, visit_of
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
 from pwexpire.exceptions import ChangeURLNotFound
@@ -22,7 +21,8 @@ from pwexpire.middleware.hooks import Hooks
 from pwexpire.middleware.tries import SAFE_METHODS, is_change_of_password, verify_try
 from pwexpire.pages import find_url
 from pwexpire.responses import impersonated_response, locked_response, unavailable
-from pwexpire.services.changes import witness
+from pwexpire.services.password_changes import change_context
+from pwexpire.session_state import RequestState, SessionState, is_impersonated, request_state_of
 from pwexpire.sessionstore.base import drop_in_memory, set_in_memory
 from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.signals import expiry_enforced
@@ -33,44 +33,46 @@ Answer = HttpResponseBase | None
 
 
 class Answers(Hooks):
-    def _lock(self, request: HttpRequest, case: Case, require: str) -> Answer:
+    def _lock(self, request: HttpRequest, state: SessionState, require: str) -> Answer:
         """The old password is withdrawn, so nothing is left for this session to do."""
         self._make_anonymous(request)
         match = find_match(request)
         if match is not None and self._may_reach(request, match.func, match):
             return None
         response = locked_response(request, require)
-        self._tell_enforced(request, case.user_id, response)
+        self._tell_enforced(request, state.user_id, response)
         return response
 
-    def _hold(self, request: HttpRequest, visit: Visit) -> Answer:
-        visit.held = True
-        current = witness.get()
+    def _hold(self, request: HttpRequest, request_state: RequestState) -> Answer:
+        request_state.held = True
+        current = change_context.get()
         if current is not None:
             current.held = True
         match = find_match(request)
         if match is not None and self._may_reach(request, match.func, match):
             return None
-        return self._answer(request, visit, match)
+        return self._answer(request, request_state, match)
 
     def _may_reach(
         self, request: HttpRequest, view: Callable[..., Any], match: ResolverMatch | None
     ) -> bool:
         return self.is_exempt(request, view, match) or is_named_page(request)
 
-    def _reach(self, request: HttpRequest, visit: Visit | None, view: Callable[..., Any]) -> Answer:
-        if visit is None or not visit.held:
+    def _reach(
+        self, request: HttpRequest, request_state: RequestState | None, view: Callable[..., Any]
+    ) -> Answer:
+        if request_state is None or not request_state.held:
             return None
         if self._may_reach(request, view, request.resolver_match):
-            visit.reached = True
+            request_state.reached = True
             return None
-        return self._answer(request, visit, request.resolver_match)
+        return self._answer(request, request_state, request.resolver_match)
 
     def _answer(
-        self, request: HttpRequest, visit: Visit, match: ResolverMatch | None
+        self, request: HttpRequest, request_state: RequestState, match: ResolverMatch | None
     ) -> HttpResponseBase:
-        assert visit.case is not None
-        visit.answered = True
+        assert request_state.state is not None
+        request_state.answered = True
         request.session.accessed = True
         try:
             try:
@@ -81,7 +83,7 @@ class Answers(Hooks):
         except ChangeURLNotFound as error:
             logger.error("%s", error)
             return unavailable(str(error))
-        self._tell_enforced(request, visit.case.user_id, response)
+        self._tell_enforced(request, request_state.state.user_id, response)
         return response
 
     def _tell_enforced(
@@ -103,7 +105,7 @@ class Answers(Hooks):
     def _set_anonymous(self, request: HttpRequest) -> None:
         """Let nothing that asks for the user of this request get anybody."""
         self._set_user(request, AnonymousUser())
-        visit_of(request).case = None
+        request_state_of(request).state = None
 
     def _set_user(self, request: HttpRequest, user: Any) -> None:
         # Django keeps whom it loaded there, for everybody who wraps request.user once more.
@@ -115,45 +117,45 @@ class Answers(Hooks):
         request.auser = auser
 
     def _is_change(
-        self, request: HttpRequest, visit: Visit | None, view: Callable[..., Any]
+        self, request: HttpRequest, request_state: RequestState | None, view: Callable[..., Any]
     ) -> bool:
         """Whether a password may be changed here, or a held session sees the page; no query."""
-        if request.method in SAFE_METHODS and (visit is None or not visit.held):
+        if request.method in SAFE_METHODS and (request_state is None or not request_state.held):
             return False
         return asks_for_old_password(request, view)
 
     def _enter_change(
-        self, request: HttpRequest, visit: Visit | None, view: Callable[..., Any]
+        self, request: HttpRequest, request_state: RequestState | None, view: Callable[..., Any]
     ) -> Answer:
         """Look at a change of a password before the view does. Queries."""
         if is_impersonated(request) and is_change_page(request, view):
-            if visit is not None and visit.held:
+            if request_state is not None and request_state.held:
                 # Held is the session's own user, who acts as another one: the page is for them.
                 self._set_user(request, get_user(request))
             elif is_change_of_password(request, view):
                 return impersonated_response()
         return None if request.method in SAFE_METHODS else verify_try(request, view)
 
-    def _drop_from_memory(self, request: HttpRequest, case: Case) -> None:
+    def _drop_from_memory(self, request: HttpRequest, state: SessionState) -> None:
         """A flag that was met or lifted, and saved back by an older copy."""
         drop_in_memory(request.session, SESSION_FLAG)
         drop_in_memory(request.session, SESSION_DEMAND)
-        case.flagged = False
+        state.flagged = False
 
-    def _show_flag(self, request: HttpRequest, case: Case, number: int) -> None:
+    def _show_flag(self, request: HttpRequest, state: SessionState, number: int) -> None:
         """Into this copy and, where that can be done without harm, into the store."""
         set_in_memory(request.session, SESSION_FLAG, True)
         set_in_memory(request.session, SESSION_DEMAND, number)
-        case.flagged, case.flag_number = True, number
+        state.flagged, state.flag_number = True, number
         adapter, key = get_adapter(), request.session.session_key
         if adapter.supports_flag and key:
             with logged_fault("A session could not be flagged"):
-                adapter.flag({key: (case.user_id, number)})
+                adapter.flag({key: (state.user_id, number)})
 
-    def _drop_stale_flag(self, request: HttpRequest, case: Case) -> None:
-        number = case.flag_number
-        self._drop_from_memory(request, case)
+    def _drop_stale_flag(self, request: HttpRequest, state: SessionState) -> None:
+        number = state.flag_number
+        self._drop_from_memory(request, state)
         adapter, key = get_adapter(), request.session.session_key
         if adapter.supports_flag and key:
             with logged_fault("The flag of a session could not be cleared"):
-                adapter.clear({key: (case.user_id, number)})
+                adapter.clear({key: (state.user_id, number)})

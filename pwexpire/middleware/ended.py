@@ -15,7 +15,7 @@ from pwexpire.middleware.answers import Answers
 from pwexpire.models import Require
 from pwexpire.responses import locked_response
 from pwexpire.retries import retried
-from pwexpire.services.status import judge
+from pwexpire.services.status import read_password_state
 from pwexpire.sessionstore.registry import get_adapter
 
 
@@ -37,9 +37,9 @@ class EndedSessions(Answers):
             user = users.filter(pk=user_id).first()
             if user is None or not self.should_enforce(request, user):
                 return None
-            judged = retried(partial(judge, user), using=feed.using)
-            if judged.withdrawn:
-                response = locked_response(request, judged.require or Require.RESET)
+            password_state = retried(partial(read_password_state, user), using=feed.using)
+            if password_state.withdrawn:
+                response = locked_response(request, password_state.require or Require.RESET)
                 self._tell_enforced(request, user_id, response)
                 return response
         return None

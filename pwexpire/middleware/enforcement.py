@@ -13,14 +13,6 @@ from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import Error as DatabaseFault
 from django.http import HttpRequest
 
-from pwexpire.cases import (
-    VISIT,
-    Case,
-    Visit,
-    is_user,
-    read_case,
-    visit_of,
-)
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_FLAG
 from pwexpire.decision import (
@@ -35,14 +27,22 @@ from pwexpire.decision import (
 )
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.faults import fault_log, logged_fault
-from pwexpire.feed import Verdict, View, feed
+from pwexpire.feed import Clearance, View, feed
 from pwexpire.middleware.answers import Answer
 from pwexpire.middleware.ended import EndedSessions
 from pwexpire.models import Require
 from pwexpire.responses import unavailable
 from pwexpire.retries import retried
-from pwexpire.services.judging import Judgement, has_password
-from pwexpire.services.status import count_would_hold, judge
+from pwexpire.services.password_state import PasswordState, has_password
+from pwexpire.services.status import count_would_hold, read_password_state
+from pwexpire.session_state import (
+    REQUEST_STATE,
+    RequestState,
+    SessionState,
+    is_user,
+    read_session_state,
+    request_state_of,
+)
 from pwexpire.sessionstore.base import peek
 
 logger = logging.getLogger("pwexpire")
@@ -78,49 +78,49 @@ class Enforcement(EndedSessions):
 
         ``key``: as the cookie has it. ``fault``: the session could not be loaded.
         """
-        visit: Visit | None = getattr(request, VISIT, None)
-        if visit is None:
-            visit = request._pwexpire = Visit()  # type: ignore[attr-defined]
-        visit.session_key, visit.fault = session.session_key, fault
-        visit.case = case = read_case(session)
-        visit.held = visit.answered = visit.reached = False
+        request_state: RequestState | None = getattr(request, REQUEST_STATE, None)
+        if request_state is None:
+            request_state = request._pwexpire = RequestState()  # type: ignore[attr-defined]
+        request_state.session_key, request_state.fault = session.session_key, fault
+        request_state.state = state = read_session_state(session)
+        request_state.held = request_state.answered = request_state.reached = False
         if fault is not None:
             return False
-        if case is None:
-            visit.gone_key = key if session.session_key is None else None
-            return visit.gone_key is None
+        if state is None:
+            request_state.gone_key = key if session.session_key is None else None
+            return request_state.gone_key is None
         real = self.real_user(request)
         if real is not None:
             real_user_id = str(getattr(real, "pk", real))
             # Somebody who is not logged in has no key, and acts as nobody.
-            case.real_user_id = None if real_user_id in ("None", case.user_id) else real_user_id
+            state.real_user_id = None if real_user_id in ("None", state.user_id) else real_user_id
         view = feed.current(self.get_scope(request))
-        if view is None or is_suspect(case, view, time.time()):
+        if view is None or is_suspect(state, view, time.time()):
             return False
-        if case.flagged:
-            self._drop_from_memory(request, case)
+        if state.flagged:
+            self._drop_from_memory(request, state)
         return True
 
-    def _has_changed(self, request: HttpRequest, visit: Visit | None) -> bool:
+    def _has_changed(self, request: HttpRequest, request_state: RequestState | None) -> bool:
         """Whether something behind this middleware made another session of it."""
         session = request.session
-        if visit is None:
+        if request_state is None:
             return session.session_key is not None or session.modified
         if not hasattr(session, "_session_cache"):
-            return session.session_key != visit.session_key
-        data, case = peek(session), visit.case
+            return session.session_key != request_state.session_key
+        data, state = peek(session), request_state.state
         user_id = data.get(SESSION_KEY)
-        if user_id is None or case is None:
-            return (user_id is None) != (case is None)
+        if user_id is None or state is None:
+            return (user_id is None) != (state is None)
         return (
-            str(user_id) != case.user_id
-            or data.get(HASH_SESSION_KEY, "") != case.auth_hash
-            or bool(data.get(SESSION_FLAG)) != case.flagged
+            str(user_id) != state.user_id
+            or data.get(HASH_SESSION_KEY, "") != state.auth_hash
+            or bool(data.get(SESSION_FLAG)) != state.flagged
         )
 
     def _examine(self, request: HttpRequest) -> Answer:
         """Ask the record if the decision needs it. Queries."""
-        visit = visit_of(request)
+        request_state = request_state_of(request)
         modes = Modes(
             enforce=conf.enforce,
             report_only=conf.report_only,
@@ -129,42 +129,48 @@ class Enforcement(EndedSessions):
         )
         view: View | None = None
         facts: Facts | None = None
-        fault = visit.fault
+        fault = request_state.fault
         try:
-            if visit.case is not None and (modes.enforce or modes.report_only):
+            if request_state.state is not None and (modes.enforce or modes.report_only):
                 view = feed.last_view(scope := self.get_scope(request))
                 view = feed.view(scope)
-                if is_suspect(visit.case, view, time.time()):
-                    facts = self._find_facts(request, visit.case)
+                if is_suspect(request_state.state, view, time.time()):
+                    facts = self._find_facts(request, request_state.state)
         except (DatabaseFault, EnforcementUnavailable) as error:
             fault = error
         if fault is not None:
             fault_log.error("Whether a password is expired could not be asked", fault)
-        decision = decide(visit.case, view, facts, modes, now=time.time(), fault=fault is not None)
+        decision = decide(
+            request_state.state, view, facts, modes, now=time.time(), fault=fault is not None
+        )
         if decision.reason is AccessReason.FAIL_CLOSED:
             return unavailable(UNAVAILABLE)
-        if visit.case is None:
-            return self._answer_ended(request, visit.gone_key) if visit.gone_key else None
-        return self._carry_out(request, visit, visit.case, view, decision)
+        if request_state.state is None:
+            return (
+                self._answer_ended(request, request_state.gone_key)
+                if request_state.gone_key
+                else None
+            )
+        return self._carry_out(request, request_state, request_state.state, view, decision)
 
-    def _find_facts(self, request: HttpRequest, case: Case) -> Facts:
-        user = self._load_session_user(request, case)
+    def _find_facts(self, request: HttpRequest, state: SessionState) -> Facts:
+        user = self._load_session_user(request, state)
         if user is None:
             return Facts()
         real = None
-        if case.real_user_id is not None:
+        if state.real_user_id is not None:
             users = get_user_model()._base_manager.using(feed.using)
-            real = users.filter(pk=case.real_user_id).first()
+            real = users.filter(pk=state.real_user_id).first()
         if not self.should_enforce(request, user if real is None else real):
-            return Facts(own=Judgement(), left_out=True)
-        own = retried(partial(judge, user), using=feed.using)
-        if case.real_user_id is None:
+            return Facts(own=PasswordState(), left_out=True)
+        own = retried(partial(read_password_state, user), using=feed.using)
+        if state.real_user_id is None:
             return Facts(own=own, usable_password=has_password(user))
         if real is None:  # gone since
-            return Facts(own=own, real=Judgement())
-        return Facts(own=own, real=retried(partial(judge, real), using=feed.using))
+            return Facts(own=own, real=PasswordState())
+        return Facts(own=own, real=retried(partial(read_password_state, real), using=feed.using))
 
-    def _load_session_user(self, request: HttpRequest, case: Case) -> Any:
+    def _load_session_user(self, request: HttpRequest, state: SessionState) -> Any:
         """Return the user whom the session names, or ``None`` if nobody is logged in by it.
 
         ``request.user`` is taken only if it is that user: a token or an impersonation may have
@@ -172,7 +178,7 @@ class Enforcement(EndedSessions):
         """
         try:
             user = request.user
-            if not is_user(user, case.user_id):
+            if not is_user(user, state.user_id):
                 user = get_user(request)
         except (ValidationError, ValueError, TypeError):
             # The session names a key that no user of this project can have. Django raises the
@@ -186,43 +192,43 @@ class Enforcement(EndedSessions):
     def _carry_out(
         self,
         request: HttpRequest,
-        visit: Visit,
-        case: Case,
+        request_state: RequestState,
+        state: SessionState,
         view: View | None,
         decision: AccessDecision,
     ) -> Answer:
         if decision.access is Access.HOLD:
-            if decision.number is not None and not case.flagged:
-                self._show_flag(request, case, decision.number)
-            return self._hold(request, visit)
+            if decision.number is not None and not state.flagged:
+                self._show_flag(request, state, decision.number)
+            return self._hold(request, request_state)
         if decision.access is Access.LOCKED:
-            return self._lock(request, case, decision.require or Require.RESET)
+            return self._lock(request, state, decision.require or Require.RESET)
         if decision.access is Access.END:
             self._make_anonymous(request)
         elif view is not None:
-            self._let_pass(request, case, view, decision)
+            self._let_pass(request, state, view, decision)
         return None
 
     def _let_pass(
-        self, request: HttpRequest, case: Case, view: View, decision: AccessDecision
+        self, request: HttpRequest, state: SessionState, view: View, decision: AccessDecision
     ) -> None:
         if decision.reason in CLEARED:
-            flag = case.flag_number or 0
-            cleared = Verdict(view.counter, decision.good_until, conf.policy_key, flag)
-            view.remember(case.key, cleared)
-            if case.flagged:
-                self._drop_stale_flag(request, case)
-        elif decision.reason is AccessReason.NOTHING_NEW and case.flagged:
-            self._drop_from_memory(request, case)
+            flag = state.flag_number or 0
+            cleared = Clearance(view.counter, decision.good_until, conf.policy_key, flag)
+            view.remember(state.key, cleared)
+            if state.flagged:
+                self._drop_stale_flag(request, state)
+        elif decision.reason is AccessReason.NOTHING_NEW and state.flagged:
+            self._drop_from_memory(request, state)
         elif decision.reason is AccessReason.REPORTED:
-            self._count(view, case)
+            self._count(view, state)
 
-    def _count(self, view: View, case: Case) -> None:
+    def _count(self, view: View, state: SessionState) -> None:
         """Note whom this session would have been held for, once in an hour and process."""
-        known = view.verdicts.get(case.key)
+        known = view.clearances.get(state.key)
         if known is not None and known.ages is not None and time.time() < known.ages:
             return
         again = time.time() + COUNTED_SECONDS
-        view.remember(case.key, Verdict(view.counter, again, conf.policy_key))
+        view.remember(state.key, Clearance(view.counter, again, conf.policy_key))
         with logged_fault("A session that would be held could not be counted"):
-            count_would_hold(case.real_user_id or case.user_id)
+            count_would_hold(state.real_user_id or state.user_id)

@@ -8,21 +8,21 @@ from django.contrib.messages import WARNING, get_messages
 from django.contrib.messages.storage.base import Message
 from django.http import HttpRequest
 
-from pwexpire.cases import find_visit
 from pwexpire.exemptions import is_change_page_of_django
 from pwexpire.faults import logged_fault
 from pwexpire.responses import held_text
 from pwexpire.services.mails import reason_label
 from pwexpire.services.status import password_status
+from pwexpire.session_state import find_request_state
 
 
 def needs_reason(request: HttpRequest, response: Any) -> bool:
     """Whether ``response`` is such a page, shown to a held session; ours says it by itself."""
-    visit, match = find_visit(request), request.resolver_match
+    request_state, match = find_request_state(request), request.resolver_match
     data = getattr(response, "context_data", None)
-    if visit is None or match is None or data is None or "reason" in data:
+    if request_state is None or match is None or data is None or "reason" in data:
         return False
-    return visit.held and visit.reached and is_change_page_of_django(match.func)
+    return request_state.held and request_state.reached and is_change_page_of_django(match.func)
 
 
 def add_reason(request: HttpRequest, response: Any) -> None:

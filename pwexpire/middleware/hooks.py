@@ -10,12 +10,12 @@ from django.core.signing import BadSignature, TimestampSigner
 from django.http import HttpRequest, HttpResponseBase
 from django.urls import ResolverMatch
 
-from pwexpire.cases import HIJACKERS, loginas_key
 from pwexpire.conf import conf
 from pwexpire.exemptions import is_exempt
 from pwexpire.feed import feed
 from pwexpire.pages import find_url, url_language
 from pwexpire.responses import admin_change_url, held_response
+from pwexpire.session_state import HIJACKERS, loginas_key
 from pwexpire.sessionstore.base import peek
 
 

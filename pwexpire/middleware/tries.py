@@ -10,7 +10,6 @@ from django.db import Error as DatabaseFault
 from django.http import HttpRequest, HttpResponseBase
 from django.views.decorators.debug import sensitive_variables
 
-from pwexpire.cases import names_user
 from pwexpire.exemptions import is_change_page_of_django, is_site_change_page
 from pwexpire.responses import ended_response, unavailable
 from pwexpire.services.guesses import (
@@ -19,7 +18,8 @@ from pwexpire.services.guesses import (
     read_old_passwords,
     verify_only_one,
 )
-from pwexpire.services.judging import has_password
+from pwexpire.services.password_state import has_password
+from pwexpire.session_state import names_user
 
 logger = logging.getLogger("pwexpire")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")

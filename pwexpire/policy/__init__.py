@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pwexpire.policy.composing import Age, weigh_age
+from pwexpire.policy.composing import Age, evaluate_age
 from pwexpire.policy.matching import GROUP, Chosen, choose, choose_for, strictness
 from pwexpire.policy.presets import PRESETS, Clause, Preset
 from pwexpire.policy.rules import HISTORY_MAX, Decision, Policy, decide
@@ -18,6 +18,6 @@ __all__ = [
     "choose",
     "choose_for",
     "decide",
+    "evaluate_age",
     "strictness",
-    "weigh_age",
 ]

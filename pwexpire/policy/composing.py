@@ -84,7 +84,7 @@ def _replace_fields(policy: Policy, **values: Any) -> Policy:
     return made
 
 
-def weigh_age(
+def evaluate_age(
     combined: Policy, rule: str, each: Sequence[tuple[str, Policy]], decisions: Sequence[Decision]
 ) -> Age:
     """``combined``: what counts of ``each`` beside the age; ``rule``: where no age counts.

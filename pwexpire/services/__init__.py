@@ -13,8 +13,8 @@ from pwexpire.services.batches import (
     stop_expiry,
 )
 from pwexpire.services.cancellations import cancel_expiry
-from pwexpire.services.changes import record_password_change
 from pwexpire.services.notices import NoticeReport, announce_expiry, notify_users
+from pwexpire.services.password_changes import record_password_change
 from pwexpire.services.preview import ExpiryPreview, preview_expiry
 from pwexpire.services.sessions import FlagReport, flag_sessions
 from pwexpire.services.status import PasswordStatus, password_status

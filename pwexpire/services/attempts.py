@@ -12,13 +12,13 @@ from django.db import Error as DatabaseFault
 from django.db.models import F
 from django.http import HttpRequest
 
-from pwexpire.cases import visit_of
 from pwexpire.conf import conf
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import savepoint
 from pwexpire.services.batches import end_sessions
 from pwexpire.services.lockouts import lockout_report as lockout_report  # its name in 0.3
+from pwexpire.session_state import request_state_of
 from pwexpire.sessionstore.registry import get_adapter
 
 logger = logging.getLogger("pwexpire")
@@ -57,7 +57,7 @@ def renew_attempts(user: Any) -> None:
 
 
 def wrong_old_password(request: HttpRequest, *, taken: bool = False, unread: bool = False) -> bool:
-    """Follow up a wrong old password, by whoever sits in this session; true if that was ended.
+    """Follow up a wrong old password, by the person in this session; true if that was ended.
 
     ``taken``: it is counted already. ``unread``: nobody knows whether it was the old password
     that was wrong. Where a session cannot be deleted on the server (signed cookies) all sessions of
@@ -86,7 +86,7 @@ def report_failure(request: HttpRequest, user: Any) -> None:
     stripped.method = "POST"
     stripped.path = stripped.path_info = request.path
     stripped.META = {name: request.META[name] for name in REPORTED_META if name in request.META}
-    visit_of(stripped).failed_change = True
+    request_state_of(stripped).failed_change = True
     name = user.get_username()
     user_login_failed.send_robust(
         sender=__name__,

@@ -21,7 +21,7 @@ from django.utils import timezone
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction, retried
-from pwexpire.services.judging import Rules
+from pwexpire.services.password_state import Rules
 from pwexpire.services.selection import Selection, key_text
 from pwexpire.services.status import read_records, read_rules
 

@@ -52,10 +52,10 @@ def expire_passwords(
     of ``PWEXPIRE_REASONS``. ``actor``: the user who asks for it. ``note``: free text for the
     record. ``exclude``: users who stay out. ``progress(done, total)`` is called after each chunk,
     ``total`` is ``None`` where unknown. ``require``: ``WARN`` tells the users and holds nobody,
-    ``CHANGE`` wants the old password and a new one; with ``RESET`` the old one is worth nothing and
+    ``CHANGE`` wants the old password and a new one; with ``RESET`` the old one is withdrawn and
     only an e-mailed reset link or an administrator helps, with ``DENY`` only the administrator;
     both end the sessions and need ``pwexpire.backends.PasswordExpiryBackend``.
-    ``defer``: leave the stored sessions to whoever calls
+    ``defer``: leave the stored sessions to those who call
     ``resume_expiry(batch)``, in as many processes as you like, or to ``enqueue_expiry(batch)`` of
     ``pwexpire.tasks``; the users are held at once all the same. ``selection``: for the record, in
     words, whom this is about; else it is made from ``users``. E-mail addresses are left out of it.

@@ -7,7 +7,7 @@ excluded), and is newer than what the record of the user has satisfied.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -17,7 +17,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.feed import feed
 from pwexpire.models import Demand, Exclusion, ExpiryBatch, PasswordRecord, Require
-from pwexpire.services.judging import NO_PASSWORD
+from pwexpire.services.password_state import NO_PASSWORD
 
 # The end of sessions is a batch as well, and demands nothing.
 IS_DEMAND = Q(holds=True) | Q(require=Require.WARN)
@@ -124,11 +124,9 @@ def highest_open(pks: Collection[Any]) -> dict[Any, int]:
     return {pk: number for pk, number in found.items() if number}
 
 
-def lowest_open(user: Any, requires: Iterable[str]) -> int | None:
-    """Return the lowest number of the open demands of these kinds on one user."""
-    if not requires:
-        return None
-    found = [one for one in open_batches(user.pk) if one.holds and one.require in requires]
+def lowest_open(user: Any, satisfies: Callable[[str], bool]) -> int | None:
+    """Return the lowest number of the open demands on one user that are not satisfied."""
+    found = [one for one in open_batches(user.pk) if one.holds and not satisfies(one.require)]
     return min((one.number or 0 for one in found), default=None)
 
 

@@ -1,7 +1,8 @@
 """Who has to change the password, of many users: a condition for the admin, counts and batches.
 
-It says what ``judge`` says of one user. With one policy for all it is SQL. Where a callable or a
-rule decides by the user, only Python can ask it, so SQL finds who may be held and each is judged.
+It says what ``read_password_state`` says of one user. With one policy for all it is SQL. Where a
+callable or a rule decides by the user, only Python can ask it, so SQL finds who may be held and
+each is judged.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from pwexpire.services.demands import (
     usable_password,
     users_wanted_by,
 )
-from pwexpire.services.judging import Judgement, Open, Rules
+from pwexpire.services.password_state import OpenDemand, PasswordState, Rules
 from pwexpire.services.selection import Selection
 from pwexpire.services.status import judge_users, read_rules
 
 NOBODY = Q(pk__in=[])
-Asked = Callable[[Judgement, Open | None], bool]
+Asked = Callable[[PasswordState, OpenDemand | None], bool]
 
 
 def is_applicable(users: QuerySet[Any]) -> Q:
@@ -37,7 +38,7 @@ def is_applicable(users: QuerySet[Any]) -> Q:
     usable = usable_password()
     if conf.applies_to is None:
         return usable
-    return _ask_each(users, NOBODY, usable, lambda judged, told: judged.applies)
+    return _ask_each(users, NOBODY, usable, lambda password_state, shown: password_state.applies)
 
 
 def is_expired(users: QuerySet[Any], least: str = Require.CHANGE) -> Q:
@@ -49,8 +50,8 @@ def is_expired(users: QuerySet[Any], least: str = Require.CHANGE) -> Q:
         return is_expired(users) | is_warned(users)
     usable, demanded, rules = usable_password(), open_demand(least), read_rules()
 
-    def asks(judged: Judgement, told: Open | None) -> bool:
-        return judged.held and _reaches(judged.require or Require.CHANGE, least)
+    def asks(password_state: PasswordState, shown: OpenDemand | None) -> bool:
+        return password_state.held and _reaches(password_state.require or Require.CHANGE, least)
 
     itself = _by_each_policy(rules, lambda policy: _holds_by_itself(policy, rules, least))
     return _ask_each(users, usable & demanded, usable & (demanded | itself), asks)
@@ -79,8 +80,8 @@ def is_warned(users: QuerySet[Any]) -> Q:
     """Return a condition on ``users``: they are warned, and not expired."""
     usable, demanded, rules = usable_password(), open_demand(Require.WARN), read_rules()
 
-    def asks(judged: Judgement, told: Open | None) -> bool:
-        return not judged.held and (judged.warn or told is not None)
+    def asks(password_state: PasswordState, shown: OpenDemand | None) -> bool:
+        return not password_state.held and (password_state.warn or shown is not None)
 
     itself = _by_each_policy(rules, lambda policy: _warns_by_itself(policy, rules))
     warned = _ask_each(users, usable & demanded, usable & (demanded | itself), asks)
@@ -97,8 +98,8 @@ def _ask_each(users: QuerySet[Any], certain: Q, possible: Q, asks: Asked) -> Q:
     no: set[Any] = set()
     rules = read_rules()
     for page in Selection(users.filter(possible).exclude(certain)).pages():
-        for user, _, judged, told in judge_users(page, rules):
-            (yes if asks(judged, told) else no).add(user.pk)
+        for user, _, password_state, shown in judge_users(page, rules):
+            (yes if asks(password_state, shown) else no).add(user.pk)
     # The shorter list: a database takes so many keys in a statement and no more.
     if len(yes) <= len(no):
         return certain | Q(pk__in=yes)
@@ -122,7 +123,7 @@ def _reaches(require: str, least: str) -> bool:
 
 
 def _holds_by_itself(policy: Policy, rules: Rules, least: str) -> Q:
-    """As ``decide`` and ``judging`` say: an age, or a password that somebody else chose."""
+    """As ``decide`` and ``password_state`` say: an age, or a password that somebody else chose."""
     found = NOBODY
     if policy.max_age is not None and policy.require != Require.WARN:
         if _reaches(policy.require, least):

@@ -15,8 +15,8 @@ from django.views.decorators.debug import sensitive_variables
 from pwexpire.feed import feed
 from pwexpire.retries import retried
 from pwexpire.services.attempts import give_back_attempt, take_attempt, wrong_old_password
-from pwexpire.services.changes import Way, way_of, witness
 from pwexpire.services.history import stored_hash
+from pwexpire.services.password_changes import ChangedBy, change_context, find_changed_by
 
 FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data")
 # What the field for the present password is called by Django, djoser, allauth and others, without
@@ -52,7 +52,7 @@ def verify_old_password(user: Any, given: str) -> bool:
     Counted before it is looked at: of many tries at the same time no more than the limit are looked
     at. In one request it is done once, whatever asks for it.
     """
-    current = witness.get()
+    current = change_context.get()
     if current is not None and current.counted:
         return bool(current.knows_old)
     right = retried(partial(take_attempt, user), using=feed.using) and check_password(
@@ -70,7 +70,7 @@ def verify_only_one(user: Any, given: list[str]) -> bool:
     """As ``verify_old_password``. Of several all are wrong: which the page takes is unknown."""
     if len(given) == 1:
         return verify_old_password(user, given[0])
-    current = witness.get()
+    current = change_context.get()
     assert current is not None  # the middleware asks
     current.knows_old = False
     return False
@@ -78,7 +78,7 @@ def verify_only_one(user: Any, given: list[str]) -> bool:
 
 def follow_up_wrong(request: HttpRequest) -> bool:
     """Report the wrong old password of this request, once; true if the session was ended."""
-    current = witness.get()
+    current = change_context.get()
     if current is None or current.reported:
         return False
     current.reported = True
@@ -93,9 +93,9 @@ def may_hear_of_old(user: Any) -> bool:
     every guess at it could be tried as a new password, uncounted. What was sent in no form and in
     no JSON cannot be looked into.
     """
-    current = witness.get()
+    current = change_context.get()
     request = current.request if current is not None else None
-    if current is None or request is None or way_of(user) is not Way.OWN:
+    if current is None or request is None or find_changed_by(user) is not ChangedBy.OWN_SESSION:
         return True
     if current.knows_old is None:
         given = read_old_passwords(request)

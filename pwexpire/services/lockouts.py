@@ -24,9 +24,9 @@ from pwexpire.feed import feed
 from pwexpire.models import Demand, ExpiryBatch, PasswordRecord, Reason
 from pwexpire.retries import in_transaction, savepoint
 from pwexpire.services.batches import expire_passwords
-from pwexpire.services.changes import NO_LOCKOUTS
-from pwexpire.services.judging import has_password
-from pwexpire.services.status import judge
+from pwexpire.services.password_changes import NO_LOCKOUTS
+from pwexpire.services.password_state import has_password
+from pwexpire.services.status import read_password_state
 
 logger = logging.getLogger("pwexpire")
 
@@ -46,13 +46,13 @@ def expire_after_lockout(
 ) -> ExpiryBatch | None:
     """Count a lockout; at the ``PWEXPIRE_LOCKOUT_THRESHOLD``-th, expire ``user``.
 
-    ``window``: what is closer together is one and the same lockout. ``address``: of whoever was
-    guessing. The count begins anew when ``PWEXPIRE_LOCKOUT_WINDOW`` is over. With
+    ``window``: what is closer together is one and the same lockout. ``address``: of the person
+    who was guessing. The count begins anew when ``PWEXPIRE_LOCKOUT_WINDOW`` is over. With
     ``PWEXPIRE_EXPIRE_ON_LOCKOUT = "success"`` it is kept for ``after_login``, and that is all.
     Writes nothing for a user who is held already, or who changed the password within
     ``PWEXPIRE_LOCKOUT_COOLDOWN``. Returns the batch, or ``None`` if nobody was expired.
     """
-    if not can_be_expired(user) or judge(user).demand:
+    if not can_be_expired(user) or read_password_state(user).demand:
         return None
     now = timezone.now()
     records = PasswordRecord.objects.using(feed.using)
@@ -77,7 +77,7 @@ def _count_and_expire(
 
 
 def _one_more(record: PasswordRecord, now: datetime, address: str | None) -> PasswordRecord:
-    """The first of a new count where the window is over, or where the last count expired him."""
+    """The first of a new count where the window is over, or where the last count expired them."""
     since, lockouts = record.lockouts_since, record.lockouts
     if since is None or now - since >= conf.lockout_window:
         since, lockouts = now, 0
@@ -127,15 +127,15 @@ def _expire_after_success(request: HttpRequest | None, user: Any) -> ExpiryBatch
     attacker = record.lockout_address
     if attacker is not None and clean_address(attacker) == client_address(request):
         return None
-    if not can_be_expired(user) or judge(user).demand:
+    if not can_be_expired(user) or read_password_state(user).demand:
         return None
     work = partial(_expire_once, user, record)
     return in_transaction(work, using=feed.using)
 
 
 def _expire_once(user: Any, record: PasswordRecord) -> ExpiryBatch | None:
-    told = PasswordRecord(pk=record.pk, lockout_at=record.lockout_at)
-    return _expire(user, _told(record, guessed=True)) if _write(told, over=record) else None
+    shown = PasswordRecord(pk=record.pk, lockout_at=record.lockout_at)
+    return _expire(user, _told(record, guessed=True)) if _write(shown, over=record) else None
 
 
 def _expire(user: Any, note: str) -> ExpiryBatch:
@@ -143,7 +143,7 @@ def _expire(user: Any, note: str) -> ExpiryBatch:
 
 
 def _told(record: PasswordRecord, *, guessed: bool = False) -> str:
-    """In the language of the site, not in that of whoever was guessing."""
+    """In the language of the site, not in that of the person who was guessing."""
     assert record.lockouts_since is not None
     with override(settings.LANGUAGE_CODE):
         said = ngettext(
@@ -182,7 +182,7 @@ def clean_address(value: object) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class LockoutExpiry:
-    """``user``: the primary key. ``note``: what had happened. ``still_open``: he is held by it."""
+    """``user``: the primary key. ``note``: what happened. ``still_open``: they are held by it."""
 
     batch: int
     user: Any

@@ -169,9 +169,9 @@ class _NoticeRun:
 def _find_aging(users: list[Any]) -> Iterable[Due]:
     rules = read_rules()
     now = rules.now
-    for user, _, judged, _ in judge_users(users, rules):
-        policy, expires_at = judged.chosen.policy, judged.expires_at
-        if judged.held or expires_at is None or not policy.warn_steps:
+    for user, _, password_state, _ in judge_users(users, rules):
+        policy, expires_at = password_state.chosen.policy, password_state.expires_at
+        if password_state.held or expires_at is None or not policy.warn_steps:
             continue
         if now < expires_at <= now + policy.warn_steps[0]:
             yield _warn_of(user, policy, expires_at, expires_at - now)

@@ -11,7 +11,7 @@ from django.contrib.auth import get_user_model
 from pwexpire.constants import LOCKING
 from pwexpire.models import Require
 from pwexpire.services.demands import all_users, open_demand
-from pwexpire.services.judging import has_password
+from pwexpire.services.password_state import has_password
 from pwexpire.services.selection import Selection, key_text
 from pwexpire.services.status import password_status
 

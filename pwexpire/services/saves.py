@@ -22,17 +22,17 @@ from django.views.decorators.debug import sensitive_variables
 from pwexpire.feed import feed
 from pwexpire.models import EnforcementState, OldPassword
 from pwexpire.retries import first_line, is_conflict
-from pwexpire.services.changes import (
-    Way,
-    actor_of_request,
-    meet_demands,
-    testify,
-    way_of,
-    witness,
-)
 from pwexpire.services.demands import all_users, batches_in_force, demands_in_force
 from pwexpire.services.history import forget_old, keep_new, length_kept, rename_kept, seed_history
-from pwexpire.services.status import judge
+from pwexpire.services.password_changes import (
+    ChangedBy,
+    actor_of_request,
+    change_context,
+    find_changed_by,
+    meet_demands,
+    note_change,
+)
+from pwexpire.services.status import read_password_state
 
 logger = logging.getLogger("pwexpire")
 
@@ -45,9 +45,9 @@ class PasswordChange:
     """A hash that a save writes, or will write, in place of another.
 
     ``before`` and ``after``: the hashes. ``user_id``: whose they are, ``using``: in which database.
-    ``way`` and ``actor``: by whom. ``real``: whether it is another password; ``None`` where nobody
-    knows, which counts as no change. ``counter``: the highest number of a demand at the moment at
-    which ``before`` was stored. ``nothing_open``: no demand was open then.
+    ``changed_by`` and ``actor``: by whom. ``real``: whether it is another password; ``None`` where
+    nobody knows, which counts as no change. ``counter``: the highest number of a demand at the
+    moment at which ``before`` was stored. ``nothing_open``: no demand was open then.
     ``newest_kept``: the newest hash in the history, ``None`` if it is empty.
     """
 
@@ -55,7 +55,7 @@ class PasswordChange:
     using: str
     before: str = field(repr=False)
     after: str = field(repr=False)
-    way: Way
+    changed_by: ChangedBy
     actor: Any
     real: bool | None
     counter: int
@@ -120,7 +120,7 @@ def read_change(user: Any, noted: PasswordChange | None = None) -> PasswordChang
         using=feed.using,
         before=before,
         after=user.password,
-        way=way_of(user),
+        changed_by=find_changed_by(user),
         actor=actor_of_request(user),
         real=_is_real(user, before, noted),
         counter=number or 0,
@@ -179,7 +179,7 @@ def _may_replace_hash(user: Any, update_fields: Any) -> bool:
         return length_kept(user) > 0
     if update_fields is not None and length_kept(user):
         return True
-    current = witness.get()
+    current = change_context.get()
     if current is not None and current.held:
         return True
     # What was known last is enough for a warning, and asks nothing at every save.
@@ -194,7 +194,7 @@ def prepare_change(user: Any, change: PasswordChange, *, written: bool) -> None:
     if change.real or not is_password_usable(change.after):
         if length_kept(user):
             seed_history(user, present=change.before, newest=change.newest_kept)
-    elif change.real is None and not change.is_upgrade and judge(user).demand:
+    elif change.real is None and not change.is_upgrade and read_password_state(user).demand:
         logger.warning(
             "The password hash of user %s was replaced without set_password() while a change is "
             "demanded: call pwexpire.services.record_password_change(user).",
@@ -211,7 +211,7 @@ def follow_up_save(user: Any, change: PasswordChange) -> None:
 
 
 def _record(user: Any, change: PasswordChange) -> None:
-    testify(user, real=True)
+    note_change(user, real=True)
     keep = None
     if length_kept(user):
         keep = partial(_keep_password, user, change, given_password(user))
@@ -223,7 +223,7 @@ def _record(user: Any, change: PasswordChange) -> None:
     meet_demands(
         user,
         number=change.counter,
-        way=change.way,
+        changed_by=change.changed_by,
         nothing_open=change.nothing_open,
         keep=keep,
     )

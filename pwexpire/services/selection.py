@@ -17,7 +17,7 @@ from pwexpire.feed import feed
 from pwexpire.services.demands import all_users
 from pwexpire.services.status import check_saved
 
-# Users whose keys are sent along with a statement, and users who are met by a range of keys.
+# Users whose keys are sent along with a statement, and users in one range of keys.
 CHUNK = 2_000
 RANGE = 10_000
 # Users who are read at a time, where each is judged.

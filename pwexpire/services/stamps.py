@@ -6,11 +6,11 @@ from django.contrib.sessions.backends.base import SessionBase
 
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
-from pwexpire.services.judging import Judgement
+from pwexpire.services.password_state import PasswordState
 
 
 def stamp_session(
-    session: SessionBase, counter: int, judged: Judgement, *, grace: bool = False
+    session: SessionBase, counter: int, password_state: PasswordState, *, grace: bool = False
 ) -> None:
     """``counter``: read before the record was judged.
 
@@ -18,11 +18,11 @@ def stamp_session(
     not; ``b``: at which number it began.
     ``grace``: it is one of the logins that an aged password is good for.
     """
-    held = judged.held and not grace
+    held = password_state.held and not grace
     stamp = {
         "n": -1 if held else counter,
         "b": counter,
-        "a": judged.grace_ages if grace else judged.ages,
+        "a": password_state.grace_ages if grace else password_state.ages,
         "p": conf.policy_key,
     }
     session[SESSION_STAMP] = stamp | {"g": True} if grace else stamp

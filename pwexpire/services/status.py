@@ -31,7 +31,14 @@ from pwexpire.services.demands import (
     wanting_by_name,
     wanting_with_everyone,
 )
-from pwexpire.services.judging import Judgement, Open, Rules, cause, pick, weigh
+from pwexpire.services.password_state import (
+    OpenDemand,
+    PasswordState,
+    Rules,
+    find_cause,
+    find_password_state,
+    pick_strictest,
+)
 from pwexpire.users import is_recorded
 
 
@@ -41,7 +48,8 @@ class PasswordStatus:
 
     ``grace_logins``: how many more logins an aged password is good for, ``None`` where it has not
     aged out. ``policy``, ``rule``: which policy was asked, and under which key it was found.
-    ``batch``: primary key of the ``ExpiryBatch`` behind it, ``actor``: of whoever asked for it.
+    ``batch``: primary key of the ``ExpiryBatch`` behind it, ``actor``: of the user who asked for
+    it.
     """
 
     must_change: bool
@@ -100,15 +108,15 @@ def read_rules() -> Rules:
     )
 
 
-def judge(user: Any) -> Judgement:
+def read_password_state(user: Any) -> PasswordState:
     """One query; more if something is demanded, or for the day pwexpire came."""
-    return judge_now(user)[1]
+    return read_counter_and_state(user)[1]
 
 
-def judge_now(user: Any) -> tuple[int, Judgement]:
+def read_counter_and_state(user: Any) -> tuple[int, PasswordState]:
     """Return the counter and what stands against ``user``, both as of the same moment."""
     if not is_recorded(user):
-        return read_counter(), Judgement()
+        return read_counter(), PasswordState()
     counter = EnforcementState.objects.using(feed.using).values("counter")
     mine = wanting_by_name(OuterRef("pk")).order_by("-number").values("number")
     everyone = wanting_with_everyone(OuterRef(OuterRef("pk"))).order_by("-number").values("number")
@@ -128,26 +136,26 @@ def judge_now(user: Any) -> tuple[int, Judgement]:
         .first()
     )
     if row is None:
-        return read_counter(), Judgement()
+        return read_counter(), PasswordState()
     known = zip(RECORDED, row, strict=False)
     record = PasswordRecord(**{name: value for name, value in known if value is not None})
     satisfied, ended, by_name, all_of_us, one_end, all_end, number = (
         value or 0 for value in row[len(RECORDED) :]
     )
     demand, rules = max(by_name, all_of_us), read_rules()
-    return number, weigh(
+    return number, find_password_state(
         rules,
         user,
         record,
         demand=demand if demand > satisfied else 0,
-        find_open=lambda policy: pick(_holding(open_batches(user.pk)), policy, rules.now),
+        find_open=lambda policy: pick_strictest(_holding(open_batches(user.pk)), policy, rules.now),
         ended=max(ended, one_end, all_end),
     )
 
 
 def judge_users(
     users: Sequence[Any], rules: Rules
-) -> list[tuple[Any, PasswordRecord, Judgement, Open | None]]:
+) -> list[tuple[Any, PasswordRecord, PasswordState, OpenDemand | None]]:
     """Judge a page of users: each with their record, and with the demand that they are told of.
 
     What is read is read for all of them at once; where sessions end is not asked.
@@ -155,12 +163,12 @@ def judge_users(
     records = read_records(users)
     satisfied = {pk: record.satisfied for pk, record in records.items()}
     opened = find_open_batches([user.pk for user in users], satisfied)
-    judged = []
+    password_state = []
     for user in users:
         record, batches = records.get(user.pk) or PasswordRecord(), opened.get(user.pk, [])
         one = _judge_by(rules, user, record, _holding(batches))
-        judged.append((user, record, one, _find_told(one, batches, rules.now)))
-    return judged
+        password_state.append((user, record, one, _find_told(one, batches, rules.now)))
+    return password_state
 
 
 def read_records(users: Sequence[Any]) -> dict[Any, PasswordRecord]:
@@ -174,13 +182,13 @@ def read_records(users: Sequence[Any]) -> dict[Any, PasswordRecord]:
 
 def _judge_by(
     rules: Rules, user: Any, record: PasswordRecord, holding: list[ExpiryBatch]
-) -> Judgement:
-    return weigh(
+) -> PasswordState:
+    return find_password_state(
         rules,
         user,
         record,
         demand=max((batch.number or 0 for batch in holding), default=0),
-        find_open=lambda policy: pick(holding, policy, rules.now),
+        find_open=lambda policy: pick_strictest(holding, policy, rules.now),
     )
 
 
@@ -188,12 +196,14 @@ def _holding(batches: list[ExpiryBatch]) -> list[ExpiryBatch]:
     return [batch for batch in batches if batch.holds]
 
 
-def _find_told(judged: Judgement, batches: list[ExpiryBatch], now: datetime) -> Open | None:
+def _find_told(
+    password_state: PasswordState, batches: list[ExpiryBatch], now: datetime
+) -> OpenDemand | None:
     """Return the demand that the user is told of: an open one, or a warning."""
-    if judged.opened is not None or judged.held or not judged.applies:
-        return judged.opened
+    if password_state.opened is not None or password_state.held or not password_state.applies:
+        return password_state.opened
     warnings = [one for one in batches if not one.holds and one.require == Require.WARN]
-    return pick(warnings, judged.chosen.policy, now)
+    return pick_strictest(warnings, password_state.chosen.policy, now)
 
 
 def take_grace(user: Any, limit: int) -> bool:
@@ -219,26 +229,26 @@ def password_status(user: Any) -> PasswordStatus:
     Raises ``InvalidRequest`` for an unsaved user.
     """
     check_saved(user)
-    judged = judge(user)
-    batches = [] if judged.held or not judged.applies else open_batches(user.pk)
-    return _describe(judged, _find_told(judged, batches, timezone.now()))
+    password_state = read_password_state(user)
+    batches = [] if password_state.held or not password_state.applies else open_batches(user.pk)
+    return _describe(password_state, _find_told(password_state, batches, timezone.now()))
 
 
-def _describe(judged: Judgement, told: Open | None) -> PasswordStatus:
-    why = cause(judged, told)
-    warned = told is not None and not judged.held
+def _describe(password_state: PasswordState, shown: OpenDemand | None) -> PasswordStatus:
+    why = find_cause(password_state, shown)
+    warned = shown is not None and not password_state.held
     return PasswordStatus(
-        must_change=judged.held,
-        require=judged.require or (Require.WARN.value if warned else None),
+        must_change=password_state.held,
+        require=password_state.require or (Require.WARN.value if warned else None),
         reason=why.reason,
         since=why.since,
-        expires_at=judged.expires_at,
-        warn=(judged.warn or warned) and not judged.held,
-        changed_at=judged.changed_at,
-        note=told.note if told is not None else "",
-        grace_logins=judged.grace if judged.aged else None,
-        policy=judged.chosen.policy,
-        rule=judged.chosen.rule,
-        batch=told.batch if told is not None else None,
+        expires_at=password_state.expires_at,
+        warn=(password_state.warn or warned) and not password_state.held,
+        changed_at=password_state.changed_at,
+        note=shown.note if shown is not None else "",
+        grace_logins=password_state.grace if password_state.aged else None,
+        policy=password_state.chosen.policy,
+        rule=password_state.chosen.rule,
+        batch=shown.batch if shown is not None else None,
         actor=why.by,
     )

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from django.utils import timezone
 
-from pwexpire.services.evidence import STATES, Evidence
+from pwexpire.services.report import STATES, UserRow
 
 AGES = (0, 30, 60, 90, 180, 365)
 DAYS_LEFT = (0, 1, 7, 14, 30, 60, 90, 180, 365)
 
 
-def total(found: Iterable[Evidence]) -> dict[str, dict[str, int]]:
+def total(found: Iterable[UserRow]) -> dict[str, dict[str, int]]:
     """How many users there are of each kind; ages and what is left of them in days."""
     now = timezone.now()
     counts: dict[str, Counter[str]] = {

@@ -15,7 +15,7 @@ from django.utils import timezone
 from pwexpire.feed import feed, is_missing_table
 from pwexpire.models import Cancellation, TraceKind
 from pwexpire.retries import retried, savepoint
-from pwexpire.services.evidence import PAGE, usernames
+from pwexpire.services.report import PAGE, usernames
 from pwexpire.services.selection import CHUNK
 
 logger = logging.getLogger("pwexpire")

@@ -20,7 +20,7 @@ DAY = timedelta(days=1)
 
 @register.inclusion_tag("pwexpire/banner.html", takes_context=True)
 def password_expiry_banner(context: Any) -> dict[str, Any]:
-    """What a user should know of his password, with a link to change it; else nothing at all."""
+    """What users should know of their password, with a link to change it; else nothing at all."""
     request = context.get("request")
     status = status_of(request) if request is not None else None
     if status is None or not (status.warn or status.must_change):

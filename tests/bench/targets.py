@@ -12,7 +12,7 @@ FASTER_THAN_LOOP = {"sqlite": 10, "postgresql": 20}
 Wanted = tuple[str, Any, float, bool]
 
 
-def judge(value: Any, limit: float, *, most: bool) -> tuple[float, str]:
+def read_password_state(value: Any, limit: float, *, most: bool) -> tuple[float, str]:
     """The figure, and whether it is met; an interval on both sides of the limit decides nothing."""
     ends = (value.low, value.high) if hasattr(value, "median") else (value, value)
     met = {end <= limit if most else end >= limit for end in ends}
@@ -23,7 +23,7 @@ def judge(value: Any, limit: float, *, most: bool) -> tuple[float, str]:
 def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, value, limit, most in _wanted(found):
-        figure, answer = judge(value, limit, most=most)
+        figure, answer = read_password_state(value, limit, most=most)
         target = f"at {'most' if most else 'least'} {limit:g}"
         rows.append({"name": name, "value": figure, "target": target, "met": answer})
     return rows

@@ -292,7 +292,7 @@ def post_login(browser: Any, user: Any, password: str) -> Any:
 
 
 @dataclass
-class Way:
+class ChangedBy:
     """``needs``: the session from before. ``changes``: who chose the new password, if it is new.
 
     ``ends``: the session from before is over. ``logs_in``: with the old password.
@@ -305,18 +305,18 @@ class Way:
     logs_in: bool = False
 
 
-WAYS: dict[str, Way] = {
-    "our page": Way(by_our_page, needs=True, changes="self"),
-    "django's page": Way(by_djangos_page, needs=True, changes="self"),
-    "the same again": Way(by_the_same_again, needs=True),
-    "the admin": Way(by_the_admin, changes="other", ends=True),
-    "a link": Way(by_a_link, changes="self", ends=True),
-    "changepassword": Way(by_command, changes="other", ends=True),
-    "a script": Way(by_a_script, changes="other", ends=True),
-    "update and record": Way(by_record, changes="self", ends=True),
-    "an upgrade": Way(by_an_upgrade, ends=True, logs_in=True),
-    "another login": Way(by_another_login, logs_in=True),
-    "a visit": Way(by_a_visit),
+WAYS: dict[str, ChangedBy] = {
+    "our page": ChangedBy(by_our_page, needs=True, changes="self"),
+    "django's page": ChangedBy(by_djangos_page, needs=True, changes="self"),
+    "the same again": ChangedBy(by_the_same_again, needs=True),
+    "the admin": ChangedBy(by_the_admin, changes="other", ends=True),
+    "a link": ChangedBy(by_a_link, changes="self", ends=True),
+    "changepassword": ChangedBy(by_command, changes="other", ends=True),
+    "a script": ChangedBy(by_a_script, changes="other", ends=True),
+    "update and record": ChangedBy(by_record, changes="self", ends=True),
+    "an upgrade": ChangedBy(by_an_upgrade, ends=True, logs_in=True),
+    "another login": ChangedBy(by_another_login, logs_in=True),
+    "a visit": ChangedBy(by_a_visit),
 }
 
 

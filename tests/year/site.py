@@ -23,9 +23,9 @@ from pwexpire.models import Demand, EnforcementState
 from pwexpire.policy import PRESETS, Policy
 from pwexpire.services import Require
 from pwexpire.services.demands import all_users
-from pwexpire.services.evidence import rows
 from pwexpire.services.lockouts import expire_after_lockout
 from pwexpire.services.notices import announce_expiry, notify_users
+from pwexpire.services.report import rows
 from pwexpire.services.selection import Selection
 from pwexpire.services.status import read_state
 from tests.factories import AdminFactory

@@ -12,9 +12,9 @@ from pwexpire.management.bars import bars
 from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import Rows
 from pwexpire.management.selectors import add_selectors, choose_users, names_somebody
-from pwexpire.services.batch_evidence import BatchEvidence, batch_rows
-from pwexpire.services.evidence import Evidence, rows
+from pwexpire.services.batch_report import BatchRow, batch_rows
 from pwexpire.services.lockouts import LockoutExpiry, lockout_report
+from pwexpire.services.report import UserRow, rows
 from pwexpire.services.totals import total
 from pwexpire.services.trace import CancellationEvidence, cancellation_rows
 
@@ -24,7 +24,7 @@ TITLES = {"age": "age in days", "days_left": "days until it ages out"}
 
 # What is reported as a whole, and not of users who can be selected.
 WHOLE: dict[str, Callable[[], Rows]] = {
-    "batches": lambda: Rows(BatchEvidence._fields, batch_rows()),
+    "batches": lambda: Rows(BatchRow._fields, batch_rows()),
     "lockouts": lambda: Rows(LOCKOUT_COLUMNS, map(astuple, lockout_report().expiries)),
     "cancellations": lambda: Rows(CancellationEvidence._fields, cancellation_rows()),
 }
@@ -50,7 +50,7 @@ def run(options: dict[str, Any], console: Console) -> Any:
             return read()
     found = rows(choose_users(options, console.notice))
     if not options["totals"]:
-        return Rows(Evidence._fields, found)
+        return Rows(UserRow._fields, found)
     totals = total(found)
     if options["format"] == "csv":
         return Rows(

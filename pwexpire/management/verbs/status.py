@@ -15,8 +15,8 @@ from pwexpire.management.formats import Facts
 from pwexpire.management.selectors import find_users
 from pwexpire.models import BatchState, ExpiryBatch, SessionEntry
 from pwexpire.services.demands import batches_in_force, demands_in_force
-from pwexpire.services.evidence import usernames
 from pwexpire.services.pruning import future_changes
+from pwexpire.services.report import usernames
 from pwexpire.services.status import (
     password_status,
     read_state,

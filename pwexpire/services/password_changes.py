@@ -23,14 +23,14 @@ from pwexpire.retries import in_transaction, retried
 from pwexpire.services.cancellations import close_demands
 from pwexpire.services.demands import lowest_open
 from pwexpire.services.history import forget_old
-from pwexpire.services.judging import weigh
+from pwexpire.services.password_state import find_password_state
 from pwexpire.services.status import check_saved, read_counter, read_rules
 from pwexpire.signals import password_changed
 
 
 @dataclass(slots=True)
-class Witness:
-    """What was seen during one request. ``judged``: primary key -> was it a real change.
+class ChangeContext:
+    """What was seen during one request. ``password_state``: primary key -> was it a real change.
 
     ``knows_old``: whether the present password was sent, ``counted``: as a try that is in the
     record, ``reported``: which was a wrong one and is followed up. ``forgotten``: the key of a
@@ -42,17 +42,17 @@ class Witness:
     knows_old: bool | None = None
     counted: bool = False
     reported: bool = False
-    judged: dict[str, bool] = field(default_factory=dict)
+    password_state: dict[str, bool] = field(default_factory=dict)
     forgotten: str | None = None
 
 
-def testify(user: Any, *, real: bool) -> None:
-    current = witness.get()
+def note_change(user: Any, *, real: bool) -> None:
+    current = change_context.get()
     if current is not None:
-        current.judged[str(user.pk)] = real
+        current.password_state[str(user.pk)] = real
 
 
-witness: ContextVar[Witness | None] = ContextVar("pwexpire_witness", default=None)
+change_context: ContextVar[ChangeContext | None] = ContextVar("pwexpire_witness", default=None)
 
 
 _serves_requests = False
@@ -69,34 +69,39 @@ def _is_in_thread_of_server() -> bool:
     return _serves_requests and threading.current_thread() is not threading.main_thread()
 
 
-class Way(Enum):
-    """By whom a password is chosen; the value is what such a change does not meet."""
+class ChangedBy(Enum):
+    """By whom a password is chosen, and which demands such a change satisfies."""
 
-    OTHER = ()
-    LINK = (Require.DENY,)
-    OWN = (Require.RESET, Require.DENY)
+    ADMINISTRATOR = (Require.CHANGE, Require.RESET, Require.DENY)
+    RESET_LINK = (Require.CHANGE, Require.RESET)
+    OWN_SESSION = (Require.CHANGE,)
+
+    def satisfies(self, require: str) -> bool:
+        """Whether a change made this way is what ``require`` asks for."""
+        return require in self.value
 
 
-def way_of(user: Any) -> Way:
+def find_changed_by(user: Any) -> ChangedBy:
     """How the password of ``user`` is being changed in this request.
 
-    ``OTHER``: by an administrator, or by a command. ``OWN``: in a session of the user, where the
-    old password was enough. ``LINK``: whoever has a reset link in his hands, or signs up, is taken
-    for the user, whatever account the browser is logged in to. A thread that a view started knows
-    of no request, so nobody knows who is at it: that counts as ``OWN``, which satisfies the least.
+    ``ADMINISTRATOR``: by an administrator, or by a command. ``OWN_SESSION``: in a session of the
+    user, where the old password was enough. ``RESET_LINK``: a person with a reset link, or who
+    signs up, is taken for the user, whatever account the browser is logged in to. A thread that a
+    view started knows of no request, so nobody knows who is at it: that counts as
+    ``OWN_SESSION``, which satisfies the least.
     """
-    current = witness.get()
+    current = change_context.get()
     if current is None:
-        return Way.OWN if _is_in_thread_of_server() else Way.OTHER
+        return ChangedBy.OWN_SESSION if _is_in_thread_of_server() else ChangedBy.ADMINISTRATOR
     request = current.request
     actor = getattr(request, "user", None)
     if request is None or actor is None or not actor.is_authenticated:
-        return Way.LINK
+        return ChangedBy.RESET_LINK
     if _is_reset_by_link(request):
-        return Way.LINK
+        return ChangedBy.RESET_LINK
     if actor.pk == user.pk:
-        return Way.OWN
-    return Way.OTHER if _may_change_users(actor) else Way.LINK
+        return ChangedBy.OWN_SESSION
+    return ChangedBy.ADMINISTRATOR if _may_change_users(actor) else ChangedBy.RESET_LINK
 
 
 def _is_reset_by_link(request: HttpRequest) -> bool:
@@ -126,35 +131,37 @@ NO_LOCKOUTS: dict[str, Any] = {
 
 def set_by_other(user: Any) -> bool:
     """Whether somebody else is choosing the password of ``user``."""
-    return way_of(user) is Way.OTHER
+    return find_changed_by(user) is ChangedBy.ADMINISTRATOR
 
 
 def record_password_change(user: Any) -> None:
     """Say that ``user`` has a new password, where Django cannot see it (``QuerySet.update``, LDAP).
 
-    Every demand up to now is met by it but ``Require.DENY``, which an administrator has to meet or
+    It satisfies every demand up to now but ``Require.DENY``, which an administrator satisfies, or
     ``cancel_expiry`` lifts. Inside a transaction it counts from the commit.
     Raises ``InvalidRequest`` for an unsaved user.
     """
     check_saved(user)
-    testify(user, real=True)
+    note_change(user, real=True)
     number = read_counter()
-    meet_demands(user, number=number, way=Way.LINK, keep=partial(forget_old, user))
+    meet_demands(
+        user, number=number, changed_by=ChangedBy.RESET_LINK, keep=partial(forget_old, user)
+    )
 
 
-def _is_still_aged(user: Any, way: Way) -> bool:
+def _is_still_aged(user: Any, changed_by: ChangedBy) -> bool:
     """Whether the password aged out, and a change made this way does not satisfy the policy."""
-    if conf.policy is None or not way.value or not conf.refuses_logins:
+    if conf.policy is None or changed_by is ChangedBy.ADMINISTRATOR or not conf.refuses_logins:
         return False
     record = PasswordRecord.objects.using(feed.using).filter(pk=user.pk).first()
-    judged = weigh(
+    password_state = find_password_state(
         read_rules(),
         user,
         record or PasswordRecord(user_id=user.pk),
         demand=0,
         find_open=lambda policy: None,
     )
-    return judged.aged and judged.chosen.policy.require in way.value
+    return password_state.aged and not changed_by.satisfies(password_state.chosen.policy.require)
 
 
 def meet_demands(
@@ -162,7 +169,7 @@ def meet_demands(
     *,
     number: int,
     created: bool = False,
-    way: Way = Way.OTHER,
+    changed_by: ChangedBy = ChangedBy.ADMINISTRATOR,
     nothing_open: bool = False,
     keep: Callable[[], None] | None = None,
 ) -> None:
@@ -171,19 +178,19 @@ def meet_demands(
     A password that somebody else chose is one that the policy may want changed at once.
     ``nothing_open``: no demand up to ``number`` was. ``keep``: what is written with the record.
     """
-    given = way is Way.OTHER and user.has_usable_password()
+    given = changed_by is ChangedBy.ADMINISTRATOR and user.has_usable_password()
     by = actor_of_request(user) if given else None
 
     def write() -> None:
         now = timezone.now()
-        upto = number if created or nothing_open else _satisfied_by(user, number, way)
+        upto = number if created or nothing_open else _satisfied_by(user, number, changed_by)
         values: dict[str, Any] = {
             "given_at": now if given else None,
             "given_by_id": by,
             "given_new": created,
         }
         # Else the age goes on from the date that it was counted from.
-        if created or not _is_still_aged(user, way):
+        if created or not _is_still_aged(user, changed_by):
             values |= {"changed_at": now, "assumed": False, "grace_used": 0}
         if not created:
             values |= {"renewed_at": now, "failed_changes": 0, **NO_LOCKOUTS}
@@ -206,9 +213,11 @@ def meet_demands(
     transaction.on_commit(work, using=feed.using, robust=robust)
 
 
-def _satisfied_by(user: Any, number: int, way: Way) -> int:
+def _satisfied_by(user: Any, number: int, changed_by: ChangedBy) -> int:
     """Return up to which number a change satisfies the demands: short of one that it cannot."""
-    unmet = lowest_open(user, way.value)
+    if changed_by is ChangedBy.ADMINISTRATOR:  # satisfies all, so nothing is read
+        return number
+    unmet = lowest_open(user, changed_by.satisfies)
     return number if unmet is None else min(number, unmet - 1)
 
 
@@ -227,6 +236,6 @@ def _write_record(user: Any, satisfied: int, values: dict[str, Any], *, is_new: 
 
 def actor_of_request(user: Any) -> Any:
     """Return the primary key of who changes the password of ``user``, if it is somebody else."""
-    current = witness.get()
+    current = change_context.get()
     actor = getattr(current.request, "user", None) if current is not None else None
     return actor.pk if actor is not None and actor.pk != user.pk else None

@@ -1,4 +1,4 @@
-"""The middleware itself: its hooks, and two thin shells around one decision."""
+"""The middleware itself: its entry points for sync and async, around one decision."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_asy
 from django.contrib.auth import SESSION_KEY
 from django.http import HttpRequest, HttpResponseBase
 
-from pwexpire.cases import VISIT, find_visit
+from pwexpire.middleware.after_view import AfterView
 from pwexpire.middleware.answers import Answer
-from pwexpire.middleware.departure import Departure
 from pwexpire.middleware.explaining import add_reason, needs_reason
-from pwexpire.services.changes import Witness, note_server, witness
 from pwexpire.services.guesses import follow_up_wrong
+from pwexpire.services.password_changes import ChangeContext, change_context, note_server
+from pwexpire.session_state import REQUEST_STATE, find_request_state
 
 GetResponse = Callable[[HttpRequest], Any]
 
 
-class PasswordExpiryMiddleware(Departure):
+class PasswordExpiryMiddleware(AfterView):
     """Put it after ``AuthenticationMiddleware``.
 
     From the moment a password is expired until it is changed, the sessions of its user reach
@@ -45,7 +45,7 @@ class PasswordExpiryMiddleware(Departure):
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self.is_async:
             return self._call_async(request)
-        token = witness.set(Witness(request=request))
+        token = change_context.set(ChangeContext(request=request))
         try:
             answer = self._decide_sync(request)
             response = self.get_response(request) if answer is None else answer
@@ -53,10 +53,10 @@ class PasswordExpiryMiddleware(Departure):
                 response = self._leave(request, response)
             return response
         finally:
-            witness.reset(token)
+            change_context.reset(token)
 
     async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
-        token = witness.set(Witness(request=request))
+        token = change_context.set(ChangeContext(request=request))
         try:
             answer = await self._decide_async(request)
             response = await self.get_response(request) if answer is None else answer
@@ -64,7 +64,7 @@ class PasswordExpiryMiddleware(Departure):
                 response = await sync_to_async(self._leave)(request, response)
             return response
         finally:
-            witness.reset(token)
+            change_context.reset(token)
 
     def _decide_sync(self, request: HttpRequest) -> Answer:
         session = self._find_session(request)
@@ -95,29 +95,29 @@ class PasswordExpiryMiddleware(Departure):
     def _process_view_sync(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
-        visit = getattr(request, VISIT, None)
-        if self._has_changed(request, visit):
+        request_state = getattr(request, REQUEST_STATE, None)
+        if self._has_changed(request, request_state):
             answer = self._decide_sync(request)
             if answer is not None:
                 return answer
-            visit = find_visit(request)
-        answer = self._reach(request, visit, view)
-        if answer is None and self._is_change(request, visit, view):
-            answer = self._enter_change(request, visit, view)
+            request_state = find_request_state(request)
+        answer = self._reach(request, request_state, view)
+        if answer is None and self._is_change(request, request_state, view):
+            answer = self._enter_change(request, request_state, view)
         return answer
 
     async def _process_view_async(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
-        visit = getattr(request, VISIT, None)
-        if self._has_changed(request, visit):
+        request_state = getattr(request, REQUEST_STATE, None)
+        if self._has_changed(request, request_state):
             answer = await self._decide_async(request)
             if answer is not None:
                 return answer
-            visit = find_visit(request)
-        answer = self._reach(request, visit, view)
-        if answer is None and self._is_change(request, visit, view):
-            answer = await sync_to_async(self._enter_change)(request, visit, view)
+            request_state = find_request_state(request)
+        answer = self._reach(request, request_state, view)
+        if answer is None and self._is_change(request, request_state, view):
+            answer = await sync_to_async(self._enter_change)(request, request_state, view)
         return answer
 
     def _process_template_sync(self, request: HttpRequest, response: Any) -> Any:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from pwexpire.feed import feed
 from pwexpire.models import BatchState, ExpiryBatch
 from pwexpire.retries import retried
-from pwexpire.services.evidence import PAGE, usernames
 from pwexpire.services.expired import count_open
+from pwexpire.services.report import PAGE, usernames
 
 
-class BatchEvidence(NamedTuple):
+class BatchRow(NamedTuple):
     """One row of the report on batches. ``open_demands``: users whom it still wants."""
 
     batch: int
@@ -38,7 +38,7 @@ class BatchEvidence(NamedTuple):
     open_demands: int
 
 
-def batch_rows() -> Iterator[BatchEvidence]:
+def batch_rows() -> Iterator[BatchRow]:
     """A row for each batch that is kept, the oldest first."""
     batches = ExpiryBatch.objects.using(feed.using).order_by("pk")
     after = 0
@@ -47,15 +47,15 @@ def batch_rows() -> Iterator[BatchEvidence]:
         after = page[-1].pk
 
 
-def _batch_page(page: Sequence[ExpiryBatch]) -> list[BatchEvidence]:
+def _batch_page(page: Sequence[ExpiryBatch]) -> list[BatchRow]:
     names = usernames(batch.actor_id for batch in page)
     left = count_open(page)
     return [_batch_row(batch, names.get(batch.actor_id), left.get(batch.pk, 0)) for batch in page]
 
 
-def _batch_row(batch: ExpiryBatch, by: str | None, left: int) -> BatchEvidence:
+def _batch_row(batch: ExpiryBatch, by: str | None, left: int) -> BatchRow:
     finished = batch.state == BatchState.DONE and not left
-    return BatchEvidence(
+    return BatchRow(
         batch=batch.pk,
         number=batch.number,
         state=str(BatchState.FINISHED if finished else batch.state),

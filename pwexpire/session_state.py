@@ -16,11 +16,11 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
 
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
-from pwexpire.feed import VerdictKey
+from pwexpire.feed import ClearanceKey
 from pwexpire.sessionstore.base import peek
 from pwexpire.users import is_recorded
 
-VISIT = "_pwexpire"
+REQUEST_STATE = "_pwexpire"
 UNKNOWN: Any = object()
 # django-hijack: the primary keys of those who took this session over; the first sits there.
 HIJACKERS = "hijack_history"
@@ -28,7 +28,7 @@ HIJACKERS = "hijack_history"
 
 # Not frozen, for that costs a call for each field at every request.
 @dataclass(slots=True)
-class Case:
+class SessionState:
     """What a session says of itself.
 
     ``grace``: the login was one of those that an aged password is good for. ``real_user_id``: the
@@ -48,7 +48,7 @@ class Case:
     real_user_id: str | None
 
     @property
-    def key(self) -> VerdictKey:
+    def key(self) -> ClearanceKey:
         return self.user_id, self.auth_hash, self.born, self.backend, self.grace, self.real_user_id
 
     def is_flagged_after(self, number: int) -> bool:
@@ -56,17 +56,17 @@ class Case:
 
 
 @dataclass(slots=True)
-class Visit:
+class RequestState:
     """All that is kept of one request, in one attribute of it.
 
-    ``case``: the session as it came, or as it became on the way to the view; ``None`` if nobody
+    ``state``: the session as it came, or as it became on the way to the view; ``None`` if nobody
     is logged in by it. ``gone_key``: of the cookie, if there is no such session. ``fault``: why
     it could not be read. ``logged_in``: a login happened.
     ``failed_change``: the request only tells others of a wrong old password on a change page.
     """
 
     session_key: str | None = None
-    case: Case | None = None
+    state: SessionState | None = None
     gone_key: str | None = None
     fault: Exception | None = None
     held: bool = False
@@ -82,20 +82,20 @@ class Visit:
         return self.held and not self.answered and not self.reached
 
 
-def find_visit(request: Any) -> Visit | None:
-    found: Visit | None = getattr(request, VISIT, None)
+def find_request_state(request: Any) -> RequestState | None:
+    found: RequestState | None = getattr(request, REQUEST_STATE, None)
     return found
 
 
-def visit_of(request: Any) -> Visit:
-    visit = find_visit(request)
-    if visit is None:
-        visit = Visit()
-        setattr(request, VISIT, visit)
-    return visit
+def request_state_of(request: Any) -> RequestState:
+    request_state = find_request_state(request)
+    if request_state is None:
+        request_state = RequestState()
+        setattr(request, REQUEST_STATE, request_state)
+    return request_state
 
 
-def read_case(session: SessionBase) -> Case | None:
+def read_session_state(session: SessionBase) -> SessionState | None:
     """``None`` for a session that nobody is logged in to. The session must be loaded."""
     data = peek(session)
     user_id = data.get(SESSION_KEY)
@@ -105,7 +105,7 @@ def read_case(session: SessionBase) -> Case | None:
     if not isinstance(stamp, dict):
         stamp = {}
     number = data.get(SESSION_DEMAND)
-    return Case(
+    return SessionState(
         user_id=str(user_id),
         auth_hash=data.get(HASH_SESSION_KEY) or "",
         flagged=bool(data.get(SESSION_FLAG)),
@@ -152,8 +152,8 @@ def is_impersonated(request: HttpRequest) -> bool:
     """Whether the user who sits there acts as another one, who is then ``request.user``."""
     if not request.user.is_authenticated:
         return False
-    session, case = request.session, visit_of(request).case
-    if case is not None and case.real_user_id is not None:
+    session, state = request.session, request_state_of(request).state
+    if state is not None and state.real_user_id is not None:
         return True
     taken_over = any(session.get(key) for key in (HIJACKERS, loginas_key()))
     return taken_over or not names_user(session, request.user)

@@ -1,6 +1,6 @@
 """What the rules say of one password. Pure but for what callables of the site ask.
 
-``services.status`` reads the facts of one user where writes go, ``services.evidence`` those of a
+``services.status`` reads the facts of one user where writes go, ``services.report`` those of a
 page of users; both are weighed here.
 """
 
@@ -16,7 +16,7 @@ from pwexpire.conf import PolicyFor
 from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.loading import Predicate
 from pwexpire.models import ExpiryBatch, PasswordRecord, Reason, Require
-from pwexpire.policy import Chosen, Decision, Policy, decide, weigh_age
+from pwexpire.policy import Chosen, Decision, Policy, decide, evaluate_age
 
 NOTHING_CHOSEN = Chosen(Policy())
 
@@ -35,7 +35,7 @@ def has_password(user: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Open:
+class OpenDemand:
     """The strictest of the demands that are open against a user."""
 
     require: str
@@ -47,7 +47,7 @@ class Open:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class GivenPassword:
     """A password that somebody else chose: since when, by whom, and how it has to go."""
 
     since: datetime
@@ -56,7 +56,7 @@ class Given:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class PasswordState:
     """``demand``: number of the open demand, 0 if none. ``ended``: older stamps are flushed.
 
     ``ages``: until when that counts as it is, by the clock. ``grace``: logins that are left, and
@@ -74,11 +74,11 @@ class Judgement:
     warn: bool = False
     changed_at: datetime | None = None
     failed_changes: int = 0
-    opened: Open | None = None
+    opened: OpenDemand | None = None
     chosen: Chosen = NOTHING_CHOSEN
     grace: int = 0
     grace_ages: float | None = None
-    given: Given | None = None
+    given: GivenPassword | None = None
 
     @property
     def held(self) -> bool:
@@ -99,7 +99,7 @@ class Judgement:
 
     @property
     def locked(self) -> bool:
-        """The old password is worth nothing."""
+        """The old password is withdrawn."""
         return self.require in (Require.RESET, Require.DENY)
 
     @property
@@ -165,7 +165,7 @@ class Rules:
     def imported(self, user: Any) -> datetime | None:
         """Since when a user is there whom Django did not see coming (``bulk_create``), or ``None``.
 
-        Whoever is saved after pwexpire came has a record with a change in it.
+        Users who are saved after pwexpire came have a record with a change in it.
         """
         joined = self._joined_at(user)
         return joined if joined is not None and joined > self.came else None
@@ -178,15 +178,15 @@ class Rules:
         return joined if isinstance(joined, datetime) else None
 
 
-def weigh(
+def find_password_state(
     rules: Rules,
     user: Any,
     record: PasswordRecord,
     *,
     demand: int,
-    find_open: Callable[[Policy], Open | None],
+    find_open: Callable[[Policy], OpenDemand | None],
     ended: int = 0,
-) -> Judgement:
+) -> PasswordState:
     """``demand``: the highest number that is not met, 0 if there is none.
 
     ``find_open``: the strictest of these demands; asked for if there are any.
@@ -195,7 +195,7 @@ def weigh(
     # A date that is still to come is of a clock that was wrong: it must not count for years.
     changed_at = record.changed_at and min(record.changed_at, rules.now)
     if not rules.apply(user):
-        return Judgement(
+        return PasswordState(
             applies=False,
             ended=ended,
             changed_at=changed_at,
@@ -205,9 +205,9 @@ def weigh(
     chosen = rules.choose(user)
     each = chosen.each
     decisions = [rules.decide(user, one, changed_at) for _, one in each]
-    age = weigh_age(chosen.policy, chosen.rule, each, decisions)
+    age = evaluate_age(chosen.policy, chosen.rule, each, decisions)
     policy = age.policy
-    return Judgement(
+    return PasswordState(
         demand=demand,
         ended=ended,
         aged=age.aged,
@@ -228,7 +228,7 @@ def _earliest(times: list[datetime]) -> float | None:
     return min(times).timestamp() if times else None
 
 
-def _given(rules: Rules, user: Any, record: PasswordRecord, policy: Policy) -> Given | None:
+def _given(rules: Rules, user: Any, record: PasswordRecord, policy: Policy) -> GivenPassword | None:
     since, new = record.given_at, record.given_new
     unseen = record.changed_at is None or record.assumed
     if since is None and unseen and policy.change_on_first_use:
@@ -236,26 +236,28 @@ def _given(rules: Rules, user: Any, record: PasswordRecord, policy: Policy) -> G
     if since is None or not policy.wants_own(new=new):
         return None
     require = Require.RESET if _is_over(policy, since, rules.now) else Require.CHANGE
-    return Given(since=since, by=record.given_by_id, require=require.value)
+    return GivenPassword(since=since, by=record.given_by_id, require=require.value)
 
 
 def _is_over(policy: Policy, since: datetime, now: datetime) -> bool:
     return policy.temporary_for is not None and now >= since + policy.temporary_for
 
 
-def pick(batches: Iterable[ExpiryBatch], policy: Policy, now: datetime) -> Open | None:
+def pick_strictest(
+    batches: Iterable[ExpiryBatch], policy: Policy, now: datetime
+) -> OpenDemand | None:
     """The strictest of these batches; the newest of several.
 
-    A password that was given by somebody else is worth nothing after ``Policy.temporary_for``.
+    A password that was given by somebody else is withdrawn after ``Policy.temporary_for``.
     """
-    found: list[tuple[int, int, Open]] = []
+    found: list[tuple[int, int, OpenDemand]] = []
     for batch in batches:
         require, since = str(batch.require), batch.activated_at
         assert since is not None and batch.number is not None
         temporary = batch.reason == Reason.FIRST_USE and require == Require.CHANGE
         if temporary and _is_over(policy, since, now):
             require = Require.RESET.value
-        one = Open(
+        one = OpenDemand(
             require=require,
             reason=batch.reason,
             since=since,
@@ -267,10 +269,10 @@ def pick(batches: Iterable[ExpiryBatch], policy: Policy, now: datetime) -> Open 
     return max(found, key=lambda one: one[:2])[2] if found else None
 
 
-def cause(judged: Judgement, told: Open | None) -> Cause:
-    """``told``: the open demand, or a warning."""
-    if told is not None:
-        return Cause(told.reason, told.since, told.actor)
-    if judged.given is not None:
-        return Cause(Reason.FIRST_USE.value, judged.given.since, judged.given.by)
-    return Cause(Reason.AGE.value, judged.expires_at) if judged.aged else Cause()
+def find_cause(password_state: PasswordState, shown: OpenDemand | None) -> Cause:
+    """``shown``: the open demand, or a warning."""
+    if shown is not None:
+        return Cause(shown.reason, shown.since, shown.actor)
+    if password_state.given is not None:
+        return Cause(Reason.FIRST_USE.value, password_state.given.since, password_state.given.by)
+    return Cause(Reason.AGE.value, password_state.expires_at) if password_state.aged else Cause()

@@ -16,7 +16,13 @@ from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import retried
 from pwexpire.services.demands import all_users
-from pwexpire.services.judging import Judgement, Open, Rules, cause, has_password
+from pwexpire.services.password_state import (
+    OpenDemand,
+    PasswordState,
+    Rules,
+    find_cause,
+    has_password,
+)
 from pwexpire.services.selection import Selection
 from pwexpire.services.status import judge_users, read_rules
 
@@ -24,14 +30,14 @@ PAGE = 1_000
 STATES = ("ok", "warned", "expired", "grace", "locked", "not_applicable")
 
 
-class Evidence(NamedTuple):
+class UserRow(NamedTuple):
     """One row of the report. Times are aware datetimes, or ``None`` if there is none.
 
     ``user``, ``password_enabled``, ``password_last_changed``, ``password_next_rotation``: as in the
     credential report of AWS IAM. ``pwdReset``: as in draft-behera-ldap-password-policy, the
     password was given by somebody else and has to be changed.
     ``password_last_changed_assumed``: from when the age is counted where nobody saw the change.
-    ``state``: one of ``STATES``. ``by``: the name of whoever asked for the change, or gave the
+    ``state``: one of ``STATES``. ``by``: the name of the user who asked for the change, or gave the
     password. ``would_hold``: how often a session was counted while nobody was held.
     """
 
@@ -58,13 +64,13 @@ class Evidence(NamedTuple):
     would_hold_at: datetime | None
 
 
-def rows(selection: Selection) -> Iterator[Evidence]:
+def rows(selection: Selection) -> Iterator[UserRow]:
     """A row for each selected user, with as many of them in memory as make a page."""
     for users in selection.pages(PAGE):
         yield from retried(partial(evaluate, users), using=feed.using)
 
 
-def evaluate(users: Sequence[Any]) -> list[Evidence]:
+def evaluate(users: Sequence[Any]) -> list[UserRow]:
     """A row for each of ``users``, in at most eight statements whatever their number.
 
     What callables of the site ask of the database (``PWEXPIRE_POLICY``, ``PWEXPIRE_APPLIES_TO``,
@@ -72,7 +78,7 @@ def evaluate(users: Sequence[Any]) -> list[Evidence]:
     """
     rules = read_rules()
     found = judge_users(users, rules)
-    names = usernames(cause(judged, told).by for *_, judged, told in found)
+    names = usernames(find_cause(password_state, shown).by for *_, password_state, shown in found)
     return [_row(rules, *one, names) for one in found]
 
 
@@ -85,46 +91,46 @@ def usernames(pks: Iterable[Any]) -> dict[Any, str]:
     return dict(all_users().filter(pk__in=wanted).values_list("pk", name))
 
 
-def _state(judged: Judgement, told: Open | None) -> str:
-    if not judged.applies:
+def _state(password_state: PasswordState, shown: OpenDemand | None) -> str:
+    if not password_state.applies:
         return "not_applicable"
-    if judged.held_by_age_alone and judged.grace:
+    if password_state.held_by_age_alone and password_state.grace:
         return "grace"
-    if judged.held:
-        return "locked" if judged.locked else "expired"
-    return "warned" if judged.warn or told is not None else "ok"
+    if password_state.held:
+        return "locked" if password_state.locked else "expired"
+    return "warned" if password_state.warn or shown is not None else "ok"
 
 
 def _row(
     rules: Rules,
     user: Any,
     record: PasswordRecord,
-    judged: Judgement,
-    told: Open | None,
+    password_state: PasswordState,
+    shown: OpenDemand | None,
     names: dict[Any, str],
-) -> Evidence:
-    why = cause(judged, told)
+) -> UserRow:
+    why = find_cause(password_state, shown)
     seen = record.changed_at is not None and not record.assumed
     counted = record.changed_at or rules.assumed_change(user)
-    return Evidence(
+    return UserRow(
         user=str(user.get_username()),
         user_id=user.pk,
         is_active=bool(getattr(user, "is_active", True)),
         password_enabled=has_password(user),
         password_last_changed=record.changed_at if seen else None,
-        password_last_changed_assumed=None if seen or not judged.applies else counted,
-        password_next_rotation=judged.expires_at,
-        policy=judged.chosen.policy.name,
-        rule=judged.chosen.rule,
-        state=_state(judged, told),
-        require=judged.require or (None if told is None else told.require),
+        password_last_changed_assumed=None if seen or not password_state.applies else counted,
+        password_next_rotation=password_state.expires_at,
+        policy=password_state.chosen.policy.name,
+        rule=password_state.chosen.rule,
+        state=_state(password_state, shown),
+        require=password_state.require or (None if shown is None else shown.require),
         reason=why.reason,
         since=why.since,
         by=names.get(why.by),
-        batch=None if told is None else told.batch,
+        batch=None if shown is None else shown.batch,
         grace_logins_used=record.grace_used,
-        grace_logins_left=judged.grace,
-        pwdReset=judged.given is not None,
+        grace_logins_left=password_state.grace,
+        pwdReset=password_state.given is not None,
         lockout_at=record.lockout_at,
         would_hold=record.would_hold,
         would_hold_at=record.would_hold_at,

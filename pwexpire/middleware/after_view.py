@@ -14,7 +14,6 @@ from django.db import Error as DatabaseFault
 from django.forms import BaseForm
 from django.http import HttpRequest, HttpResponseBase
 
-from pwexpire.cases import VISIT, Case, Visit, is_user, names_user, read_case, visit_of
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.exemptions import explain_loop, find_match, find_redirect, is_foreign_change_page
 from pwexpire.feed import feed
@@ -22,10 +21,19 @@ from pwexpire.middleware.enforcement import Enforcement
 from pwexpire.responses import unavailable, way_out
 from pwexpire.retries import retried
 from pwexpire.services.attempts import wrong_old_password
-from pwexpire.services.changes import witness
 from pwexpire.services.index import forget_session, index_session, uses_index
+from pwexpire.services.password_changes import change_context
 from pwexpire.services.stamps import clear_flag, stamp_session
-from pwexpire.services.status import judge_now
+from pwexpire.services.status import read_counter_and_state
+from pwexpire.session_state import (
+    REQUEST_STATE,
+    RequestState,
+    SessionState,
+    is_user,
+    names_user,
+    read_session_state,
+    request_state_of,
+)
 from pwexpire.sessionstore.base import peek
 from pwexpire.sessionstore.registry import get_adapter
 from pwexpire.signals import expiry_cleared
@@ -33,67 +41,76 @@ from pwexpire.signals import expiry_cleared
 logger = logging.getLogger("pwexpire")
 
 
-class Departure(Enforcement):
+class AfterView(Enforcement):
     def _must_leave(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        visit: Visit | None = getattr(request, VISIT, None)
-        if visit is None or visit.case is None:
+        request_state: RequestState | None = getattr(request, REQUEST_STATE, None)
+        if request_state is None or request_state.state is None:
             return False
-        if visit.held and self._must_follow_held(request, visit, response):
+        if request_state.held and self._must_follow_held(request, request_state, response):
             return True
         session = request.session
-        if session.session_key != visit.session_key:
+        if session.session_key != request_state.session_key:
             return True
-        return session.modified and peek(session).get(HASH_SESSION_KEY, "") != visit.case.auth_hash
+        return (
+            session.modified
+            and peek(session).get(HASH_SESSION_KEY, "") != request_state.state.auth_hash
+        )
 
     def _must_follow_held(
-        self, request: HttpRequest, visit: Visit, response: HttpResponseBase
+        self, request: HttpRequest, request_state: RequestState, response: HttpResponseBase
     ) -> bool:
         return (
-            (not visit.answered and "Location" in response.headers)
+            (not request_state.answered and "Location" in response.headers)
             or self._is_unread_try(request, response)
-            or (visit.served_elsewhere and request.resolver_match is None)
+            or (request_state.served_elsewhere and request.resolver_match is None)
         )
 
     def _leave(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-        visit = visit_of(request)
-        loop = self._find_loop(request, visit, response)
+        request_state = request_state_of(request)
+        loop = self._find_loop(request, request_state, response)
         if loop is not None:
             logger.error("%s", loop)
             return unavailable(loop)
-        if visit.served_elsewhere and request.resolver_match is None:
+        if request_state.served_elsewhere and request.resolver_match is None:
             redirects = 300 <= response.status_code < 400
-            return response if redirects else self._answer(request, visit, None)
+            return response if redirects else self._answer(request, request_state, None)
         if self._is_unread_try(request, response):
             wrong_old_password(request, unread=True)
-        if visit.case is not None:
+        if request_state.state is not None:
             try:
-                self._follow_session(request, visit, visit.case)
+                self._follow_session(request, request_state, request_state.state)
             except DatabaseFault as error:
                 logger.error("A password change could not be followed up: %s", error)
         return response
 
-    def _follow_session(self, request: HttpRequest, visit: Visit, before: Case) -> None:
+    def _follow_session(
+        self, request: HttpRequest, request_state: RequestState, before: SessionState
+    ) -> None:
         """Another key or another hash: index the session, and let its flag go after a change."""
         session = request.session
-        now = read_case(session)
+        now = read_session_state(session)
         if now is None or now.user_id != before.user_id:
-            current = witness.get()
-            if current is None or current.forgotten != visit.session_key:
-                forget_session(visit.session_key, if_dead=True)
+            current = change_context.get()
+            if current is None or current.forgotten != request_state.session_key:
+                forget_session(request_state.session_key, if_dead=True)
             return
-        if now.auth_hash != before.auth_hash and not visit.logged_in:
+        if now.auth_hash != before.auth_hash and not request_state.logged_in:
             self._settle(request, before)
-        if session.session_key != visit.session_key and uses_index(get_adapter()):
-            index_session(session.session_key, now.user_id, replaces=visit.session_key)
+        if session.session_key != request_state.session_key and uses_index(get_adapter()):
+            index_session(session.session_key, now.user_id, replaces=request_state.session_key)
 
     def _find_loop(
-        self, request: HttpRequest, visit: Visit, response: HttpResponseBase
+        self, request: HttpRequest, request_state: RequestState, response: HttpResponseBase
     ) -> str | None:
         """What to say where something sends the user from the change page to a page that is held.
 
         Only asked of a safe request: the answer to a POST is the change itself, or a way out.
         """
-        if not visit.held or visit.answered or request.method not in ("GET", "HEAD"):
+        if (
+            not request_state.held
+            or request_state.answered
+            or request.method not in ("GET", "HEAD")
+        ):
             return None
         there = find_redirect(request, response)
         if there is None:
@@ -107,22 +124,22 @@ class Departure(Enforcement):
             return None
         return explain_loop(request.path, there.path, match)
 
-    def _settle(self, request: HttpRequest, case: Case) -> None:
+    def _settle(self, request: HttpRequest, state: SessionState) -> None:
         """The auth hash was refreshed: the flag leaves if the password really changed."""
-        current = witness.get()
+        current = change_context.get()
         # A new hash of the session alone says nothing: the hasher may have been upgraded, the
         # SECRET_KEY rotated, or the hash has more than the password in it.
-        if current is None or not current.judged.get(case.user_id):
+        if current is None or not current.password_state.get(state.user_id):
             return
         user: Any = request.user
-        if not is_user(user, case.user_id):
-            user = get_user_model()._base_manager.using(feed.using).get(pk=case.user_id)
-        counter, judged = retried(partial(judge_now, user), using=feed.using)
-        if judged.held:
+        if not is_user(user, state.user_id):
+            user = get_user_model()._base_manager.using(feed.using).get(pk=state.user_id)
+        counter, password_state = retried(partial(read_counter_and_state, user), using=feed.using)
+        if password_state.held:
             return
         session = request.session
         was_flagged = clear_flag(session)
-        stamp_session(session, counter, judged)
+        stamp_session(session, counter, password_state)
         if was_flagged:
             expiry_cleared.send_robust(sender=type(user), request=request, user_id=user.pk)
 
@@ -144,24 +161,32 @@ class Departure(Enforcement):
         The page is one whose form is none of Django's, and the present password was not found in
         what was sent: nobody can see what was wrong with it.
         """
-        visit, current = visit_of(request), witness.get()
-        if current is None or visit.case is None or not self._is_foreign_form(request, response):
+        request_state, current = request_state_of(request), change_context.get()
+        if (
+            current is None
+            or request_state.state is None
+            or not self._is_foreign_form(request, response)
+        ):
             return False
         # If the old password was right, only the new one was refused.
-        if current.reported or current.knows_old or current.judged.get(visit.case.user_id):
+        if (
+            current.reported
+            or current.knows_old
+            or current.password_state.get(request_state.state.user_id)
+        ):
             return False
         return names_user(request.session, request.user)  # else the view ended the session
 
     def _is_foreign_form(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        visit, match = visit_of(request), request.resolver_match
-        sent = visit.held and visit.reached and request.method == "POST"
+        request_state, match = request_state_of(request), request.resolver_match
+        sent = request_state.held and request_state.reached and request.method == "POST"
         if not sent or match is None or not is_foreign_change_page(request, match.func):
             return False
         form = (getattr(response, "context_data", None) or {}).get("form")
         return not isinstance(form, PasswordChangeForm)
 
     def _show_way_out(self, request: HttpRequest, response: Any) -> None:
-        """Beside the login form's own error, for whoever knew a password that is worth nothing."""
+        """Beside the login form's own error, for users who know a withdrawn password."""
         refused: str | None = getattr(request, "pwexpire_refused", None)
         form = (getattr(response, "context_data", None) or {}).get("form")
         if refused is not None and isinstance(form, BaseForm) and form.is_bound:
