@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.races import clearances
+from tests.races import verdicts
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = float(os.environ.get("PWEXPIRE_TEST_SECONDS", "5"))
@@ -72,7 +72,7 @@ def run(place, *, on, engine="db", **more):
     crashes = [file.read_text() for file in sorted(place.glob("crash-*.txt"))]
     assert not crashes, "\n".join(crashes)
     assert done.returncode == 0, done.stderr
-    return clearances.read_password_state(*clearances.read(place))
+    return verdicts.judge(*verdicts.read(place))
 
 
 def missing(decisive):

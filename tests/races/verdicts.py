@@ -42,7 +42,7 @@ def read(place: Path) -> tuple[list[Event], dict[str, Any]]:
     )
 
 
-def read_password_state(events: list[Event], left: dict[str, Any]) -> Verdict:
+def judge(events: list[Event], left: dict[str, Any]) -> Verdict:
     verdict = Verdict()
     for event in events:
         name = f"{event['kind']} {event.get('outcome')}"
