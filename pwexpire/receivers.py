@@ -228,6 +228,6 @@ def after_migrate(sender: Any, using: str, apps: Any = global_apps, **kwargs: An
 def on_setting_changed(sender: Any, setting: str, **kwargs: Any) -> None:
     """Sent in tests only; the view keeps what it read of the settings at its poll."""
     if setting == "PWEXPIRE_ENFORCE":
-        feed.reset()  # its verdicts are of another world
+        feed.reset()  # what it remembers holds for the old value
     elif setting.startswith("PWEXPIRE_"):
         feed.outdate()
