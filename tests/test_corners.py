@@ -110,7 +110,7 @@ def test_a_held_request_outside_of_a_middleware_call(rf, alice, client):
     request.session, request.user = client.session, alice
     case = SessionState(str(alice.pk), "", True, None, 0, 0, None, None, "", False, None)
     ours = PasswordExpiryMiddleware(lambda request: None)
-    request_state_of(request).case = case
+    request_state_of(request).state = case
     assert ours._hold(request, request_state_of(request)).status_code == 302
     ours._drop_stale_flag(request, case)
     assert not case.flagged and not is_held(client)

@@ -430,6 +430,7 @@ def test_everybody_says_so_on_every_engine(engine, settings, refusing, site):
 def test_a_stricter_expiry_counts_who_is_held_as_strictly(users, settings, refusing):
     over, given, aged, fresh, imported = users(5)
     now = timezone.now()
+    read_state()  # a flushed database has none
     EnforcementState.objects.update(created_at=now - 100 * DAY)
     PasswordRecord.objects.filter(pk=over.pk).update(given_at=now - 5 * DAY, given_new=True)
     PasswordRecord.objects.filter(pk=given.pk).update(given_at=now - 1 * DAY, given_new=True)

@@ -43,7 +43,7 @@ def judge_age(mapping, age, *, second=False, used=0, given=None, new=False):
         reconsider=None,
     )
     record = PasswordRecord(changed_at=THEN, grace_used=used, given_at=given, given_new=new)
-    user = SimpleNamespace(has_usable_password=lambda: True)
+    user = SimpleNamespace(password="md5$", has_usable_password=lambda: True)
     return find_password_state(rules, user, record, demand=0, find_open=lambda policy: None)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from axes.helpers import get_cool_off
 from django.contrib.auth import get_user_model
+from django.contrib.auth.base_user import BaseUserManager
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
@@ -52,7 +53,10 @@ def _find_user(username: str) -> Any:
     model = get_user_model()
     users = model._base_manager.using(feed.using)
     user = users.filter(**{model.USERNAME_FIELD: username}).first()
-    if user is None:
-        with suppress(AttributeError, model.DoesNotExist):
-            user = model._default_manager.db_manager(feed.using).get_by_natural_key(username)
+    manager = model._default_manager.db_manager(feed.using)
+    find = getattr(type(manager), "get_by_natural_key", None)
+    # Django's own would only ask the same once more, for each name that somebody invents.
+    if user is None and find not in (None, BaseUserManager.get_by_natural_key):
+        with suppress(model.DoesNotExist):
+            user = manager.get_by_natural_key(username)
     return user

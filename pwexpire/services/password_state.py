@@ -193,7 +193,10 @@ def find_password_state(
     """
     again = [] if rules.reconsider is None else [rules.now + rules.reconsider]
     # A date that is still to come is of a clock that was wrong: it must not count for years.
-    changed_at = record.changed_at and min(record.changed_at, rules.now)
+    changed_at = record.changed_at
+    # A clock was wrong. A backfill puts off what it assumes, and means it.
+    if changed_at is not None and not record.assumed:
+        changed_at = min(changed_at, rules.now)
     if not rules.apply(user):
         return PasswordState(
             applies=False,

@@ -106,7 +106,7 @@ def future_changes() -> QuerySet[PasswordRecord]:
     """Return the records whose change is still to come: a clock was wrong when it was written."""
     # Clocks of servers differ a little, and what comes true within the hour does no harm.
     moment = timezone.now() + CLOCKS_DIFFER
-    return PasswordRecord.objects.using(feed.using).filter(changed_at__gt=moment)
+    return PasswordRecord.objects.using(feed.using).filter(changed_at__gt=moment, assumed=False)
 
 
 def correct_dates(chunk: int = CHUNK) -> int:

@@ -12,7 +12,7 @@ from django.db.models import BigIntegerField, Count, QuerySet, Value
 from pwexpire.feed import feed
 from pwexpire.models import BatchState, Demand, Exclusion, ExpiryBatch, SessionAction
 from pwexpire.retries import in_transaction
-from pwexpire.services.demands import is_demand, open_demand
+from pwexpire.services.demands import is_demand, open_demand, usable_password
 from pwexpire.services.expired import NOBODY, is_applicable, is_expired
 from pwexpire.services.selection import CHUNK, Selection
 
@@ -68,7 +68,8 @@ def _write_demands(batch: ExpiryBatch, users: QuerySet[Any]) -> int:
         already=Count("pk", filter=applicable & expired),
     )
     seen, asked, already = found["seen"], found["asked"], found["already"]
-    users = users.filter(applicable)
+    # Those whom the site leaves out have a demand too: it holds them when it no longer does.
+    users = users.filter(usable_password() if demands else ~NOBODY)
     # An open demand is enough, unless sessions end, which it did not do. Who aged out gets a demand
     # all the same: it outlives a maximum age that is corrected.
     if demands and batch.sessions == SessionAction.FLAG:

@@ -66,6 +66,10 @@ class Life:
         self.is_expired_with_all(require, now, batch)
         return True
 
+    def is_held_as_strictly(self, require: str, now: datetime) -> bool:
+        held, _ = asked(self.facts, self.rules(), now)
+        return bool(held) and MILDEST_FIRST.index(held) >= MILDEST_FIRST.index(require)
+
     def is_expired_with_all(self, require: str, now: datetime, batch: int) -> None:
         self.facts.demands.append(Wanted(require, now, batch=batch))
         if require in ("reset", "deny"):
