@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 from django.contrib.auth import get_user_model
 from django.db import OperationalError, models
+from django.http import HttpResponse
 from django.utils import timezone
 
 from pwexpire import exemptions, receivers, responses, services
@@ -16,9 +17,11 @@ from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import EnforcementState, PasswordRecord, SessionEntry
 from pwexpire.policy import Policy, decide
 from pwexpire.services import index
+from pwexpire.services.password_changes import ChangeContext, change_context
 from pwexpire.services.selection import Selection
 from pwexpire.session_state import SessionState, request_state_of
 from pwexpire.sessionstore import registry
+from pwexpire.views import PasswordChangeView
 from tests.support import is_held, store_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -191,3 +194,47 @@ def test_a_login_that_meets_the_end_of_its_sessions_stays_in_the_index(alice, cl
     assert [entry.pk for entry in SessionEntry.objects.all()] == [client.session.session_key]
     assert services.end_sessions(alice).ended == 1
     assert not SessionEntry.objects.exists()
+
+
+def test_a_view_that_asks_for_no_old_password_is_no_change_page(rf):
+    request = rf.post("/nowhere/")
+    request.resolver_match = None
+    assert not exemptions.is_change_page(request, len)
+
+
+def test_a_page_that_changes_no_password_is_open_to_who_acts_as_another_user(rf, monkeypatch):
+    monkeypatch.setattr("pwexpire.middleware.answers.is_impersonated", lambda request: True)
+    monkeypatch.setattr("pwexpire.middleware.answers.is_change_page", lambda *given: True)
+    monkeypatch.setattr("pwexpire.middleware.answers.is_change_of_password", lambda *given: False)
+    ours = PasswordExpiryMiddleware(lambda request: None)
+    assert ours._enter_change(rf.get("/"), None, len) is None
+
+
+def test_our_page_refuses_who_acts_as_another_user_without_the_middleware(rf, alice, monkeypatch):
+    monkeypatch.setattr("pwexpire.views.is_impersonated", lambda request: True)
+    request = rf.get("/")
+    request.user = alice
+    assert PasswordChangeView.as_view()(request).status_code == 403
+
+
+def test_a_session_that_became_nobodys_is_not_followed_up(rf, client):
+    request = rf.get("/")
+    request.session = client.session
+    ours = PasswordExpiryMiddleware(lambda request: None)
+    request_state_of(request)
+    response = HttpResponse()
+    assert ours._leave(request, response) is response
+
+
+def test_a_change_is_followed_up_for_the_user_of_the_session(rf, alice, bob, client):
+    client.force_login(alice)
+    request = rf.get("/")
+    request.session, request.user = client.session, bob
+    request.session["password_expired"] = True
+    state = SessionState(str(alice.pk), "", True, None, 0, 0, None, None, "", False, None)
+    token = change_context.set(ChangeContext(real_changes={str(alice.pk): True}))
+    try:
+        PasswordExpiryMiddleware(lambda request: None)._settle(request, state)
+    finally:
+        change_context.reset(token)
+    assert "password_expired" not in request.session

@@ -129,7 +129,7 @@ class AfterView(Enforcement):
         current = change_context.get()
         # A new hash of the session alone says nothing: the hasher may have been upgraded, the
         # SECRET_KEY rotated, or the hash has more than the password in it.
-        if current is None or not current.password_state.get(state.user_id):
+        if current is None or not current.real_changes.get(state.user_id):
             return
         user: Any = request.user
         if not is_user(user, state.user_id):
@@ -172,7 +172,7 @@ class AfterView(Enforcement):
         if (
             current.reported
             or current.knows_old
-            or current.password_state.get(request_state.state.user_id)
+            or current.real_changes.get(request_state.state.user_id)
         ):
             return False
         return names_user(request.session, request.user)  # else the view ended the session

@@ -143,6 +143,15 @@ def _rows_of(pk: Any) -> QuerySet[OldPassword]:
     return OldPassword.objects.using(feed.using).filter(user_id=pk)
 
 
+def keep_present(user: Any) -> None:
+    """Keep the password that was set where no save was seen, if a history is wanted."""
+    present = stored_hash(user) if length_kept(user) else "!"
+    if is_password_usable(present):
+        keep_new(user, before="", after=present, given=None)
+    else:
+        forget_old(user)
+
+
 def forget_old(user: Any) -> None:
     """Where none is wanted any more, none stays."""
     if not length_kept(user):

@@ -22,7 +22,7 @@ from pwexpire.models import PasswordRecord, Require
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.cancellations import close_demands
 from pwexpire.services.demands import lowest_open
-from pwexpire.services.history import forget_old
+from pwexpire.services.history import keep_present
 from pwexpire.services.password_state import find_password_state
 from pwexpire.services.status import check_saved, read_counter, read_rules
 from pwexpire.signals import password_changed
@@ -30,7 +30,7 @@ from pwexpire.signals import password_changed
 
 @dataclass(slots=True)
 class ChangeContext:
-    """What was seen during one request. ``password_state``: primary key -> was it a real change.
+    """What was seen during one request. ``real_changes``: primary key -> was it a real change.
 
     ``knows_old``: whether the present password was sent, ``counted``: as a try that is in the
     record, ``reported``: which was a wrong one and is followed up. ``forgotten``: the key of a
@@ -42,14 +42,14 @@ class ChangeContext:
     knows_old: bool | None = None
     counted: bool = False
     reported: bool = False
-    password_state: dict[str, bool] = field(default_factory=dict)
+    real_changes: dict[str, bool] = field(default_factory=dict)
     forgotten: str | None = None
 
 
 def note_change(user: Any, *, real: bool) -> None:
     current = change_context.get()
     if current is not None:
-        current.password_state[str(user.pk)] = real
+        current.real_changes[str(user.pk)] = real
 
 
 change_context: ContextVar[ChangeContext | None] = ContextVar("pwexpire_witness", default=None)
@@ -145,7 +145,7 @@ def record_password_change(user: Any) -> None:
     note_change(user, real=True)
     number = read_counter()
     meet_demands(
-        user, number=number, changed_by=ChangedBy.RESET_LINK, keep=partial(forget_old, user)
+        user, number=number, changed_by=ChangedBy.RESET_LINK, keep=partial(keep_present, user)
     )
 
 

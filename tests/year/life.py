@@ -67,7 +67,12 @@ class Life:
         return True
 
     def is_held_as_strictly(self, require: str, now: datetime) -> bool:
-        held, _ = asked(self.facts, self.rules(), now)
+        """Or warned, where a warning is all that is asked for."""
+        rules = self.rules()
+        held, _ = asked(self.facts, rules, now)
+        early = max(rules.policy.warn_before or (), default=None) if require == "warn" else None
+        if early is not None and has_aged(self.facts, rules, now + early):
+            return True
         return bool(held) and MILDEST_FIRST.index(held) >= MILDEST_FIRST.index(require)
 
     def is_expired_with_all(self, require: str, now: datetime, batch: int) -> None:

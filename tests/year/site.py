@@ -323,9 +323,7 @@ class Site:
         users = get_user_model().objects.filter(pk=life.user.pk)
         users.update(password=make_password(new))
         services.record_password_change(users.get())
-        past = life.past
         life.has_changed(self.clock.now, new, by_other=False)
-        life.past = past  # nobody saw the one that went
 
     def by_old_password(self, life: Life, seat: Seat | None) -> None:
         """A login with one that he had before."""
