@@ -16,9 +16,10 @@ from pwexpire.management import probe, selectors
 from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import EnforcementState, PasswordRecord, SessionEntry
 from pwexpire.policy import Policy, decide
-from pwexpire.services import index
+from pwexpire.services import expired, index
 from pwexpire.services.password_changes import ChangeContext, change_context
 from pwexpire.services.selection import Selection
+from pwexpire.services.status import read_rules
 from pwexpire.session_state import SessionState, request_state_of
 from pwexpire.sessionstore import registry
 from pwexpire.views import PasswordChangeView
@@ -238,3 +239,23 @@ def test_a_change_is_followed_up_for_the_user_of_the_session(rf, alice, bob, cli
     finally:
         change_context.reset(token)
     assert "password_expired" not in request.session
+
+
+def test_a_policy_that_only_warns_is_a_condition_in_sql(alice):
+    PasswordRecord.objects.filter(pk=alice.pk).update(changed_at=timezone.now() - timedelta(days=9))
+    rules = read_rules()
+    for policy, warned in (
+        (Policy(max_age=timedelta(days=5), require="warn"), True),
+        (Policy(max_age=timedelta(days=5)), False),
+        (Policy(), False),
+    ):
+        asked = get_user_model().objects.filter(expired._warns_by_itself(policy, rules))
+        assert asked.exists() is warned
+
+
+def test_a_user_model_without_a_day_of_joining_was_never_imported(alice, monkeypatch):
+    monkeypatch.setattr(expired, "_has_joined", lambda: False)
+    PasswordRecord.objects.all().delete()
+    policy = Policy(change_on_first_use=True)
+    asked = expired._is_given(policy, read_rules(), None)
+    assert not get_user_model().objects.filter(asked).exists()

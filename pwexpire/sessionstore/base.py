@@ -88,7 +88,7 @@ def derive_trace_key(key: str) -> str:
 
     Under the old key a running request could save its copy over it, and be logged in again.
     """
-    return salted_hmac("pwexpire.ended", key).hexdigest()[:32]
+    return salted_hmac("pwexpire.ended", key, algorithm="sha256").hexdigest()[:32]
 
 
 class SessionAdapter:
