@@ -681,3 +681,11 @@ def test_the_same_form_twice_at_the_same_time(alice, settings):
         save(alice, B, A)
         race(alice, [work, work, work])
         assert kept(alice) == "A"
+
+
+def test_an_unusable_password_is_not_kept(alice, settings):
+    use(settings, length=2)
+    save(alice, B)
+    get_user_model().objects.filter(pk=alice.pk).update(password=make_password(None))
+    services.record_password_change(reload(alice))
+    assert kept(alice) == "AB"
