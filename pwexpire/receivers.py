@@ -27,6 +27,7 @@ from pwexpire.services.saves import (
     ATTRIBUTE,
     PasswordChange,
     follow_up_save,
+    given_password,
     is_noted,
     may_be_change,
     prepare_change,
@@ -155,9 +156,13 @@ def before_user_saved(
 ) -> None:
     """Read the password that is there before another one is written, and the counter.
 
-    Before, so that a concurrent expiry wins. Costs nothing where no password is written.
+    Before, so that a concurrent expiry wins. Costs nothing where no password is written. A save to
+    another database changes nothing here, but Django forgets the new password with it.
     """
-    if not _is_real_save(instance, using, raw):
+    if raw or not is_recorded(instance):
+        return
+    here = using == feed.using
+    if not here and given_password(instance) is None:
         return
     noted = instance.__dict__.pop(ATTRIBUTE, None)
     if instance.pk is None or not may_be_change(instance, noted, update_fields):
@@ -169,7 +174,8 @@ def before_user_saved(
             change = retried(partial(read_change, instance, noted), using=feed.using)
             if change is not None:
                 instance.__dict__[ATTRIBUTE] = change
-                prepare_change(instance, change, written=writes_password(update_fields))
+                written = here and writes_password(update_fields)
+                prepare_change(instance, change, written=written)
     except (DatabaseFault, EnforcementUnavailable) as error:
         logger.error("A password change could not be prepared: %s", first_line(error))
 
@@ -193,7 +199,10 @@ def after_user_saved(
         return
     change: PasswordChange | None = None
     if writes_password(update_fields):
-        change = instance.__dict__.pop(ATTRIBUTE, None)
+        change = instance.__dict__.get(ATTRIBUTE)
+        # Kept after a real one: its transaction may be rolled back, and the same user saved again.
+        if change is not None and not change.real:
+            del instance.__dict__[ATTRIBUTE]
     if not created and change is None:
         return
     try:

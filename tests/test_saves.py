@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import threading
+from contextlib import nullcontext
 from datetime import timedelta
 from unittest import mock
 
@@ -19,7 +20,7 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 from django.utils import timezone
 
-from pwexpire import services
+from pwexpire import receivers, services
 from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import OldPassword, PasswordRecord, SessionEntry
 from pwexpire.policy import Policy
@@ -62,6 +63,41 @@ def test_a_password_that_is_written_by_a_later_save_is_a_change(due):
     assert is_due(due) and stored(due).check_password(OLD)
     due.save()
     assert not is_due(due) and stored(due).check_password(NEW)
+
+
+@pytest.mark.parametrize("outer", [nullcontext, transaction.atomic])
+def test_a_save_that_was_rolled_back_and_is_repeated_counts(due, outer):
+    due.set_password(NEW)
+    with outer():
+        with pytest.raises(RuntimeError), transaction.atomic():
+            due.save()
+            raise RuntimeError("deadlock")
+        assert is_due(due) and stored(due).check_password(OLD)
+        due.save()
+    assert not is_due(due) and stored(due).check_password(NEW)
+    services.expire_passwords(due)
+    due.save()
+    assert is_due(due), "it was written before"
+
+
+def test_after_a_repeated_save_nothing_more_is_asked(due, django_assert_num_queries):
+    due.set_password(NEW)
+    due.save()
+    due.save()
+    with django_assert_num_queries(1):
+        due.save()
+
+
+@pytest.mark.parametrize("new", [NEW, OLD])
+def test_a_copy_elsewhere_that_is_written_first_hides_no_change(due, new):
+    due.set_password(new)
+    signal = {"raw": False, "update_fields": None, "using": "archive"}
+    receivers.before_user_saved(type(due), due, **signal)
+    receivers.after_user_saved(type(due), due, created=False, **signal)
+    due._password = None  # as Django does after each save
+    assert is_due(due)
+    due.save()
+    assert is_due(due) is (new == OLD)
 
 
 def test_the_same_password_that_is_written_by_a_later_save_is_none(due):
