@@ -62,7 +62,9 @@ def find_page(name: str, urlconf: Any = None) -> str:
     An absolute path may be written with or without the script prefix and the language that
     ``i18n_patterns`` puts in front. Raises ``NoReverseMatch`` or ``Resolver404``.
     """
-    if not name.startswith("/") or name.startswith("//"):
+    if name.startswith("//"):  # a browser takes it for another host
+        raise Resolver404({"path": name})
+    if not name.startswith("/"):
         return reverse(name, urlconf=urlconf)
     path = get_path(name)
     for candidate in (strip_prefix(path), path, f"/{get_language()}{path}"):
@@ -92,8 +94,8 @@ def find_reset_url(urlconf: Any = None) -> str | None:
     given = conf.reset_url
     with suppress(NoReverseMatch, Resolver404):
         return find_page(given, urlconf)
-    if given.startswith("/"):  # served by something else at the same host
-        return given
+    if given.startswith("/") and not given.startswith("//"):
+        return given  # served by something else at the same host
     if given != SETTINGS["RESET_URL"].default:
         return None
     return _find_by_class((views.PasswordResetView, *load_classes(PACKAGE_RESET)), urlconf)

@@ -273,8 +273,9 @@ def test_row_26_the_change_page_is_itself_held(held, settings):
     assert held.get("/plain/").status_code == 200  # named by the site, so it is reachable
     settings.PWEXPIRE_CHANGE_URL = "nowhere"
     assert held.get("/").status_code == 503
-    settings.PWEXPIRE_CHANGE_URL = "/nowhere/"
-    assert held.get("/").status_code == 503
+    for url in ("/nowhere/", "//evil.example/"):
+        settings.PWEXPIRE_CHANGE_URL = url
+        assert held.get("/").status_code == 503
 
 
 def test_row_27_the_database_is_down(held):

@@ -422,10 +422,11 @@ def test_e032_a_held_user_cannot_log_out(settings):
     assert message.id == "pwexpire.E032" and "'log-out'" in message.msg and message.hint
 
 
-def test_e033_the_reset_page_leads_nowhere(settings):
-    settings.PWEXPIRE_RESET_URL = "nowhere"
+@pytest.mark.parametrize("url", ["nowhere", "//evil.example/"])
+def test_e033_the_reset_page_leads_nowhere(settings, url):
+    settings.PWEXPIRE_RESET_URL = url
     (message,) = checks.site.check_way_out(None)
-    assert message.id == "pwexpire.E033" and "'nowhere'" in message.msg and message.hint
+    assert message.id == "pwexpire.E033" and repr(url) in message.msg and message.hint
     settings.PWEXPIRE_RESET_URL = "password_reset"
     assert checks.site.check_way_out(None) == []
 

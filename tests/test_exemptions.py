@@ -264,6 +264,15 @@ def test_the_log_out_button_as_it_is_set(held, settings):
     assert b"Log out" not in held.get(CHANGE).content
 
 
+@pytest.mark.parametrize("name", ["LOGOUT_URL", "RESET_URL"])
+def test_a_page_of_another_host_is_none(held, settings, name):
+    setattr(settings, f"PWEXPIRE_{name}", "//evil.example/")
+    assert held.get("/plain/").status_code == 302
+    wrong = {"old_password": "wrong", "new_password1": "a", "new_password2": "a"}
+    for page in (held.get(CHANGE), held.post(CHANGE, wrong)):
+        assert page.status_code == 200 and b"evil" not in page.content
+
+
 def test_log_out_and_reset_views_are_found_by_their_class(settings):
     by_key = path("bye/<int:n>/", views.LogoutView.as_view(), name="bye")
     settings.ROOT_URLCONF = (by_key, path("plain/", plain, name="plain"))

@@ -17,6 +17,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from pwexpire import services
 from pwexpire.management.verbs import check
@@ -267,3 +268,75 @@ def test_nobody_cancels_a_demand_on_themselves_by_the_command(alice, root):
     services.expire_passwords(root, require="warn")
     with pytest.raises(CommandError, match="themselves"):
         run("cancel", "--user", "root", "--actor", "root")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("expire", "--staff", "--changed-before", ""),
+        ("expire", "--staff", "--users-from", ""),
+        ("expire", "--staff", "--user", ""),
+        ("expire", "--everyone", "--yes", "--exclude", ""),
+        ("cancel", "--staff", "--group", ""),
+        ("report", "--changed-before", ""),
+        ("notify", "--users-from", ""),
+        ("backfill", "--changed-before", ""),
+        ("check", "--user", ""),
+        ("status", "--user", ""),
+        ("policy", "--user", ""),
+    ],
+)
+def test_a_selector_with_an_empty_value_is_refused(root, args):
+    with pytest.raises(CommandError, match=rf"^{args[-2]} has an empty value, nothing was done"):
+        run(*args)
+    assert not ExpiryBatch.objects.exists()
+
+
+@pytest.fixture
+def killed(refusing):
+    """A batch whose process was killed while it selected the users."""
+
+    def make(selection, **given):
+        given = {"require": "deny", "sessions": "end", **given}
+        return ExpiryBatch.objects.create(created_at=timezone.now(), selection=selection, **given)
+
+    return make
+
+
+def test_a_batch_is_resumed_with_its_own_selection(alice, bob, killed):
+    batch = killed("--user …", require="change")
+    for other in (("--everyone", "--yes"), ("--staff",), ("--user", "bob", "--user", "alice")):
+        with pytest.raises(CommandError, match="is of other users, nothing was done"):
+            run("resume", str(batch.pk), *other)
+    assert ask("resume", str(batch.pk), "--user", "alice")["users_expired"] == 1
+    everyone = killed("--everyone --exclude …", everyone=True, require="change")
+    for other in ((), ("--exclude", "bob", "--exclude", "alice")):
+        with pytest.raises(CommandError, match="is of other users, nothing was done"):
+            run("resume", str(everyone.pk), *other)
+    run("resume", str(everyone.pk), "--exclude", "bob", "--yes")
+    assert not services.password_status(bob).must_change
+    written_by_a_service = killed("alice and friends", require="change")
+    assert ask("resume", str(written_by_a_service.pk), "--user", "bob")["users_expired"] == 1
+
+
+def test_the_safeguards_of_an_expiry_are_those_of_its_resumption(alice, root, killed):
+    batch = killed("--staff")
+    clerk = StaffFactory()
+    for args, words in (
+        (("--staff",), "last active superuser"),
+        (("--staff", "--force"), "--yes"),
+        (("--staff", "--force", "--yes"), None),
+    ):
+        if words is None:
+            assert ask("resume", str(batch.pk), *args)["state"] == "done"
+        else:
+            with pytest.raises(CommandError, match=words):
+                run("resume", str(batch.pk), *args)
+            assert not services.password_status(clerk).must_change
+    empty = killed("--user … --staff")
+    with pytest.raises(CommandError, match="No user is selected"):
+        run("resume", str(empty.pk), "--staff", "--user", "alice", "--yes")
+    ranked = killed("--user …", actor=clerk)
+    with pytest.raises(CommandError, match="may not expire"):
+        run("resume", str(ranked.pk), "--user", "root", "--yes", "--force")
+    assert Cancellation.objects.get().actor == clerk

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from pwexpire.constants import LOCKING
 from pwexpire.management.console import Console
-from pwexpire.management.selectors import COMBINED, list_some
+from pwexpire.management.selectors import ALLOW_EMPTY, COMBINED, list_some
 from pwexpire.models import TraceKind
 from pwexpire.services.ranks import find_lockout, find_outranked, may_cancel_own
 from pwexpire.services.report import usernames
@@ -17,6 +18,14 @@ from pwexpire.services.trace import write_trace
 
 # More users than a person reads through before they confirm.
 ASK_ABOVE = 100
+FORCE = "with reset or deny: also lock the actor or the last active superuser out"
+
+
+def add_safety(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--yes", action="store_true", help="do not ask, whatever the number of users")
+    add("--force", action="store_true", help=FORCE)
+    add("--allow-empty", action="store_true", help=ALLOW_EMPTY)
 
 
 def count_selected(selection: Selection, options: dict[str, Any]) -> int:

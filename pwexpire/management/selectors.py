@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
@@ -59,6 +60,18 @@ def names_somebody(options: dict[str, Any]) -> bool:
     return any(options[name] for name in (*SELECTORS, "everyone", "exclude"))
 
 
+def refuse_empty_values(options: dict[str, Any]) -> None:
+    """Refuse ``""``, which a variable of a shell gives that is not set: it would select more users.
+
+    Raises ``CommandError``.
+    """
+    for name in ("user", "users_from", "group", "changed_before", "exclude"):
+        given = options.get(name)
+        if given == "" or (isinstance(given, list) and "" in given):
+            option = f"--{name.replace('_', '-')}"
+            raise CommandError(f"{option} has an empty value, nothing was done.")
+
+
 def select(options: dict[str, Any], notice: Callable[[str], None]) -> QuerySet[Any]:
     """Return the users who match all given kinds of selectors. Raises ``CommandError``.
 
@@ -77,6 +90,19 @@ def select(options: dict[str, Any], notice: Callable[[str], None]) -> QuerySet[A
         users = users.filter(_match_age(parse_moment(options["changed_before"])))
     # A slice is read once by the services; a long list would be sent along with each chunk.
     return users if named is None else users[: len(named)]
+
+
+def selectors_as_typed(options: dict[str, Any]) -> str:
+    """The selectors, for the record; the names of users are left out, to outlive no user."""
+    words = []
+    for name in (*SELECTORS, "everyone", "exclude"):
+        value, option = options[name], f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        else:
+            for one in value if isinstance(value, list) else filter(None, [value]):
+                words += [option, "…" if name in ("user", "exclude") else shlex.quote(one)]
+    return " ".join(words)
 
 
 def select_or_all(options: dict[str, Any], notice: Callable[[str], None]) -> QuerySet[Any]:

@@ -14,6 +14,7 @@ from django.db import Error as DatabaseFault
 from pwexpire.exceptions import PasswordExpiryError
 from pwexpire.management.console import Console
 from pwexpire.management.formats import WRITERS, Write, replacing
+from pwexpire.management.selectors import refuse_empty_values
 from pwexpire.management.verbs import VERBS
 
 
@@ -34,6 +35,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         quiet = options["verbosity"] == 0
+        refuse_empty_values(options)
         try:
             # The file is checked before the work: a name that is taken must not cost a run.
             with self.destination(options) as write:

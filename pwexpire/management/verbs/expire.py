@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -11,18 +10,18 @@ from pwexpire.management.batches import COUNTS, ENQUEUE, describe_batch, find_en
 from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.formats import Facts
 from pwexpire.management.safety import (
+    add_safety,
     confirm_expiry,
     count_selected,
     refuse_by_rank,
     refuse_lockout,
 )
 from pwexpire.management.selectors import (
-    ALLOW_EMPTY,
-    SELECTORS,
     add_selectors,
     excluded,
     find_user,
     select,
+    selectors_as_typed,
 )
 from pwexpire.models import ExpiryBatch, Reason, SessionAction, TraceKind
 from pwexpire.services.batches import expire_everyone, expire_passwords
@@ -30,8 +29,6 @@ from pwexpire.services.drafts import draft_batch
 from pwexpire.services.notices import announce_expiry
 from pwexpire.services.preview import preview_expiry
 from pwexpire.services.selection import Selection
-
-FORCE = "with reset or deny: also lock the actor or the last active superuser out"
 
 
 def add(verb: AddVerb) -> None:
@@ -46,15 +43,13 @@ def add(verb: AddVerb) -> None:
     add("--actor", metavar="NAME", help="the user who asks for it; their rank counts")
     add("--enqueue", action="store_true", help=ENQUEUE)
     add("--announce", action="store_true", help="send the users an e-mail about it")
-    add("--yes", action="store_true", help="do not ask, whatever the number of users")
-    add("--force", action="store_true", help=FORCE)
-    add("--allow-empty", action="store_true", help=ALLOW_EMPTY)
+    add_safety(parser)
 
 
 def run(options: dict[str, Any], console: Console) -> Any:
     actor, out = find_user(options["actor"]), excluded(options)
     given = {name: options[name] for name in ("reason", "require", "sessions", "note")}
-    given |= {"actor": actor, "selection": _selectors_as_typed(options)}
+    given |= {"actor": actor, "selection": selectors_as_typed(options)}
     # Drafted first, so that a dry run refuses whatever the run would refuse.
     draft_batch(**given)
     # Read once: standard input can name the users only once.
@@ -88,16 +83,3 @@ def _expire_selected(
     if enqueue is not None:
         enqueue(batch)
     return batch
-
-
-def _selectors_as_typed(options: dict[str, Any]) -> str:
-    """The selectors, for the record; the names of users are left out, to outlive no user."""
-    words = []
-    for name in (*SELECTORS, "everyone", "exclude"):
-        value, option = options[name], f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(option)
-        else:
-            for one in value if isinstance(value, list) else filter(None, [value]):
-                words += [option, "…" if name in ("user", "exclude") else shlex.quote(one)]
-    return " ".join(words)
