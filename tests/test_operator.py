@@ -9,18 +9,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from pwexpire import services
-from pwexpire.management.verbs import check
+from pwexpire.management.verbs import check, prune
 from pwexpire.models import Cancellation, EnforcementState, ExpiryBatch, SessionEntry
 from pwexpire.services import ranks
 from pwexpire.services.selection import Selection
@@ -339,4 +340,27 @@ def test_the_safeguards_of_an_expiry_are_those_of_its_resumption(alice, root, ki
     ranked = killed("--user …", actor=clerk)
     with pytest.raises(CommandError, match="may not expire"):
         run("resume", str(ranked.pk), "--user", "root", "--yes", "--force")
-    assert Cancellation.objects.get().actor == clerk
+    trace = Cancellation.objects.get()
+    assert (trace.actor, trace.batch) == (clerk, ranked)
+
+
+def test_a_batch_on_everyone_that_leaves_superusers_out_is_for_clerks(alice, root):
+    clerk = StaffFactory(username="clerk")
+    without_root = services.expire_everyone(exclude=[root, clerk])
+    with_root = services.expire_everyone(exclude=clerk)
+    run("cancel", "--batch", str(without_root.pk), "--actor", "clerk")
+    with pytest.raises(CommandError, match="is not a superuser"):
+        run("cancel", "--batch", str(with_root.pk), "--actor", "clerk")
+    refused = Cancellation.objects.get(kind="cancel_refused")
+    assert refused.batch == with_root and refused.user_id == root.pk
+
+
+def test_pruning_goes_on_where_a_table_is_missing(monkeypatch):
+    missing = OperationalError("no such table: pwexpire_cancellation")
+    monkeypatch.setitem(prune.PRUNERS, "cancellations", mock.Mock(side_effect=missing))
+    out, err = run("prune", "--format", "json")
+    assert json.loads(out)["old_passwords"] == 0 and "run manage.py migrate" in err
+    full = OperationalError("disk is full")
+    monkeypatch.setitem(prune.PRUNERS, "cancellations", mock.Mock(side_effect=full))
+    with pytest.raises(CommandError, match="disk is full"):
+        run("prune")

@@ -10,7 +10,7 @@ from django.core.management.base import CommandError
 from pwexpire.constants import LOCKING
 from pwexpire.management.console import Console
 from pwexpire.management.selectors import ALLOW_EMPTY, COMBINED, list_some
-from pwexpire.models import TraceKind
+from pwexpire.models import ExpiryBatch, TraceKind
 from pwexpire.services.ranks import find_lockout, find_outranked, may_cancel_own
 from pwexpire.services.report import usernames
 from pwexpire.services.selection import Selection
@@ -69,11 +69,17 @@ def refuse_lockout(options: dict[str, Any], actor: Any, selection: Selection) ->
 
 
 def refuse_by_rank(
-    actor: Any, selection: Selection, options: dict[str, Any], *, kind: TraceKind
+    actor: Any,
+    selection: Selection,
+    options: dict[str, Any],
+    *,
+    kind: TraceKind,
+    batch: ExpiryBatch | None = None,
 ) -> None:
     """Refuse what ``actor`` may not do; without an actor the operator is trusted.
 
-    ``kind``: of the refusal, which is kept in the trace. A dry run writes nothing.
+    ``kind``: of the refusal, which is kept in the trace, of which ``batch``. A dry run writes
+    nothing.
     """
     if actor is None:
         return
@@ -84,7 +90,8 @@ def refuse_by_rank(
     if not refused:
         return
     if not options.get("dry_run"):
-        write_trace([(None, pk) for pk in refused], actor=actor, note=options["note"], kind=kind)
+        of = None if batch is None else batch.pk
+        write_trace([(of, pk) for pk in refused], actor=actor, note=options["note"], kind=kind)
     name = actor.get_username()
     if own:
         raise CommandError(f"{name} may not cancel a demand on themselves, nothing was done.")

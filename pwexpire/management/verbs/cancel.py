@@ -41,8 +41,10 @@ def run(options: dict[str, Any], console: Console) -> Any:
         if names_somebody(options):
             raise CommandError("--batch cancels all of a batch: it goes with no selector.")
         batch = find_batch(options["batch"])
-        users = all_users() if batch.everyone else members(batch)
-        refuse_by_rank(actor, Selection(users), options, kind=REFUSED)
+        users = members(batch)
+        if batch.everyone:
+            users = all_users().exclude(pwexpire_exclusions__batch=batch)
+        refuse_by_rank(actor, Selection(users), options, kind=REFUSED, batch=batch)
         return {"users_cancelled": cancel_expiry(batch, **given)}
     if options["exclude"]:
         raise CommandError("cancel takes no --exclude: name the users whose demand is cancelled.")

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import CommandError
+from django.db import Error as DatabaseFault
 
+from pwexpire.feed import feed, is_missing_table
 from pwexpire.management.console import AddVerb, Console
 from pwexpire.services.history import prune_history
 from pwexpire.services.index import prune_index
@@ -38,4 +40,15 @@ def add(verb: AddVerb) -> None:
 def run(options: dict[str, Any], console: Console) -> Any:
     if options["chunk"] < 1:
         raise CommandError("--chunk must be 1 or more.")
-    return {name: prune(options["chunk"]) for name, prune in PRUNERS.items()}
+    return {name: _prune(prune, options["chunk"], console) for name, prune in PRUNERS.items()}
+
+
+def _prune(prune: Callable[[int], int], chunk: int, console: Console) -> int:
+    try:
+        return prune(chunk)
+    except DatabaseFault as error:
+        if not is_missing_table(feed.using, error):
+            raise
+        # Old hashes and notices must go though a deployment has not come to migrate yet.
+        console.notice("A table is missing, so something was not pruned: run manage.py migrate.")
+        return 0

@@ -94,7 +94,7 @@ def _select_again(
         )
     selection = Selection(users, exclude=out)
     count = count_selected(selection, given)
-    refuse_by_rank(batch.actor, selection, given, kind=TraceKind.EXPIRY_REFUSED)
+    refuse_by_rank(batch.actor, selection, given, kind=TraceKind.EXPIRY_REFUSED, batch=batch)
     refuse_lockout(given, batch.actor, selection)
     confirm_expiry(given, count, console)
     return users
