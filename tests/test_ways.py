@@ -395,6 +395,28 @@ def test_whoever_was_created_by_somebody_else_changes_it_first(engine, server, s
     assert not is_held(browser) and not is_held(login(server, carol, NEW))
 
 
+@pytest.mark.parametrize("none", [None, ""])
+def test_a_user_who_gets_the_first_password_in_a_second_save_changes_it_first(
+    client, settings, none
+):
+    settings.PWEXPIRE_POLICY = Policy(change_on_first_use=True)
+    carol = get_user_model()(username="carol")
+    if none is None:
+        carol.set_unusable_password()
+    carol.save()
+    carol.set_password(OLD)
+    carol.save()
+    status = services.password_status(carol)
+    assert (status.must_change, status.reason) == (True, "first_use")
+    browser = login(Client, carol)
+    assert is_held(browser) and change_password(browser).status_code == 302
+    assert not is_held(browser)
+    carol.refresh_from_db()
+    carol.set_password(OLD)
+    carol.save()
+    assert not services.password_status(carol).must_change, "that was no first one"
+
+
 def test_whoever_signed_up_does_not(server, settings):
     settings.PWEXPIRE_POLICY = GIVEN
     browser = server()

@@ -169,6 +169,7 @@ def meet_demands(
     *,
     number: int,
     created: bool = False,
+    first: bool = False,
     changed_by: ChangedBy = ChangedBy.ADMINISTRATOR,
     nothing_open: bool = False,
     keep: Callable[[], None] | None = None,
@@ -176,7 +177,8 @@ def meet_demands(
     """``number``: the counter as it was before the new password was written.
 
     A password that somebody else chose is one that the policy may want changed at once.
-    ``nothing_open``: no demand up to ``number`` was. ``keep``: what is written with the record.
+    ``first``: there was none before, so it is given to a new user. ``nothing_open``: no demand up
+    to ``number`` was. ``keep``: what is written with the record.
     """
     given = changed_by is ChangedBy.ADMINISTRATOR and user.has_usable_password()
     by = actor_of_request(user) if given else None
@@ -187,7 +189,7 @@ def meet_demands(
         values: dict[str, Any] = {
             "given_at": now if given else None,
             "given_by_id": by,
-            "given_new": created,
+            "given_new": created or first,
         }
         # Else the age goes on from the date that it was counted from.
         if created or not _is_still_aged(user, changed_by):

@@ -32,6 +32,7 @@ from pwexpire.services.password_changes import (
     meet_demands,
     note_change,
 )
+from pwexpire.services.password_state import NO_PASSWORD
 from pwexpire.services.status import read_password_state
 
 logger = logging.getLogger("pwexpire")
@@ -223,6 +224,7 @@ def _record(user: Any, change: PasswordChange) -> None:
     meet_demands(
         user,
         number=change.counter,
+        first=change.before in NO_PASSWORD or not is_password_usable(change.before),
         changed_by=change.changed_by,
         nothing_open=change.nothing_open,
         keep=keep,
