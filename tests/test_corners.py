@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from pwexpire import exemptions, receivers, responses, services
 from pwexpire.management import probe, selectors
-from pwexpire.middleware import PasswordExpiryMiddleware
+from pwexpire.middleware import PasswordExpiryMiddleware, tries
 from pwexpire.models import EnforcementState, PasswordRecord, SessionEntry
 from pwexpire.policy import Policy, decide
 from pwexpire.services import expired, index
@@ -259,3 +259,23 @@ def test_a_user_model_without_a_day_of_joining_was_never_imported(alice, monkeyp
     policy = Policy(change_on_first_use=True)
     asked = expired._is_given(policy, read_rules(), None)
     assert not get_user_model().objects.filter(asked).exists()
+
+
+def test_an_old_password_that_comes_without_a_session_of_its_user_is_no_try(alice, rf):
+    from django.contrib.sessions.backends.db import SessionStore
+
+    request = rf.post("/", {"old_password": "wrong"})
+    request.user, request.session = alice, SessionStore()
+    with mock.patch.object(tries, "verify_only_one") as verify:
+        assert tries.verify_try(request, len) is None
+    assert not verify.called
+
+
+def test_who_aged_out_since_they_joined_is_asked_in_sql(alice, settings):
+    settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=9))
+    settings.PWEXPIRE_ASSUME_CHANGED = "joined"
+    users = get_user_model().objects.all()
+    PasswordRecord.objects.all().delete()
+    assert services.preview_expiry(users).already_expired == 0
+    users.update(date_joined=timezone.now() - timedelta(days=10))
+    assert services.preview_expiry(users).already_expired == 1

@@ -281,6 +281,16 @@ def test_what_is_written_to_another_database_is_no_change(alice):
     assert services.password_status(alice).must_change
 
 
+def test_a_copy_that_is_saved_elsewhere_without_a_new_password_asks_nothing(
+    alice, django_assert_num_queries
+):
+    fresh = type(alice).objects.get(pk=alice.pk)
+    signal = {"raw": False, "update_fields": None}
+    with django_assert_num_queries(0):
+        receivers.before_user_saved(type(alice), fresh, using="archive", **signal)
+        receivers.after_user_saved(type(alice), fresh, created=False, using="archive", **signal)
+
+
 def test_a_hash_of_an_algorithm_that_is_gone_is_no_failure(alice):
     services.expire_passwords(alice)
     feed.view(feed.scope())
