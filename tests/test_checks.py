@@ -301,7 +301,7 @@ def test_e014_tasks_without_a_framework(settings, monkeypatch):
     settings.PWEXPIRE_ENQUEUE_ABOVE = 100
     monkeypatch.setattr(configuration, "find_tasks", lambda: None)
     assert ids(checks.configuration.check_tasks(None)) == ["pwexpire.E014"]
-    monkeypatch.setattr(configuration, "find_tasks", lambda: checks)
+    settings.PWEXPIRE_ENQUEUE_ABOVE = None
     assert checks.configuration.check_tasks(None) == []
 
 

@@ -144,7 +144,7 @@ def test_new_code_before_migrate_changes_cancels_and_deletes(site, caplog):
     )
     services.expire_passwords(site.alice)
     assert is_held(browsers["alice"])
-    with pytest.raises(CommandError, match="is it migrated"):
+    with pytest.raises(CommandError, match=r"run manage\.py migrate"):
         call_command("pwexpire", "report", "--cancellations")
     migrate()
     testing.reset()
@@ -177,6 +177,16 @@ def test_code_of_this_release_on_the_tables_of_0_2_holds_who_was_held(old_schema
     migrate()
     testing.reset()
     assert is_held(client) and is_held(log_in(alice))
+
+
+@pytest.mark.parametrize("release", ["zero", V02, V03])
+def test_the_check_of_the_command_wants_the_tables_of_this_release(old_schema, release):
+    old_schema(release)
+    with pytest.raises(CommandError, match=r"no such|not exist|Unknown column") as refused:
+        call_command("pwexpire", "check")
+    assert str(refused.value).endswith("run manage.py migrate.")
+    migrate()
+    call_command("pwexpire", "check")
 
 
 @pytest.mark.parametrize("release", [V02, V03])

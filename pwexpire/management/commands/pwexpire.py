@@ -16,6 +16,7 @@ from pwexpire.management.console import Console
 from pwexpire.management.formats import WRITERS, Write, replacing
 from pwexpire.management.selectors import refuse_empty_values
 from pwexpire.management.verbs import VERBS
+from pwexpire.retries import first_line
 
 
 class Command(BaseCommand):
@@ -49,8 +50,10 @@ class Command(BaseCommand):
                 "manage.py pwexpire status counts the unfinished batches."
             ) from None
         except DatabaseFault as error:
-            first_line = str(error).partition("\n")[0]
-            raise CommandError(f"The database refused, is it migrated? {first_line}") from error
+            raise CommandError(
+                f"The database refused: {first_line(error)}. "
+                "If a table or a column is missing, run manage.py migrate."
+            ) from error
 
     def destination(self, options: dict[str, Any]) -> AbstractContextManager[Write]:
         if options.get("output"):

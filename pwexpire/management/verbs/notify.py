@@ -6,7 +6,6 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from pwexpire.exceptions import TasksUnavailable
 from pwexpire.management.batches import find_batch
 from pwexpire.management.console import AddVerb, Console
 from pwexpire.management.selectors import add_selectors, excluded, names_somebody, select_or_all
@@ -62,10 +61,8 @@ def _find_announced(options: dict[str, Any]) -> ExpiryBatch | None:
 
 
 def _enqueue_notices(options: dict[str, Any], batch: ExpiryBatch | None) -> dict[str, Any]:
-    from pwexpire.tasks import NO_TASKS, enqueue_notices, framework
+    from pwexpire.tasks import enqueue_notices
 
-    if framework is None:
-        raise TasksUnavailable(NO_TASKS)
     if names_somebody(options) or options["limit"] is not None:
         raise CommandError("--enqueue goes with no selector and no --limit.")
     if options["dry_run"] or options["retry_unsent"]:
