@@ -11,10 +11,10 @@ from django.utils.translation import gettext_lazy
 
 from pwexpire.admin_actions import (
     ACTIONS,
-    PERMISSION,
     cancel_expiry_action,
     expire_passwords_action,
 )
+from pwexpire.constants import PERMISSION
 from pwexpire.models import Cancellation, ExpiryBatch
 from pwexpire.services.expired import is_expired, is_warned
 

@@ -18,7 +18,7 @@ from django.utils.translation import gettext, gettext_lazy, ngettext
 from pwexpire.admin_log import list_logged, log_action, log_refusal, name_users
 from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
-from pwexpire.constants import LOCKING
+from pwexpire.constants import LOCKING, PERMISSION
 from pwexpire.exceptions import TasksUnavailable
 from pwexpire.models import ExpiryBatch, Reason, Require, SessionAction, TraceKind
 from pwexpire.services.batches import expire_passwords
@@ -27,7 +27,6 @@ from pwexpire.services.preview import preview_expiry
 from pwexpire.services.ranks import Lockout, find_lockout, find_outranked
 from pwexpire.services.selection import Selection, key_text
 
-PERMISSION = "pwexpire.expire_passwords"
 FIRST_SHOWN = {"reason": "admin", "require": "change", "sessions": "flag"}
 
 

@@ -13,13 +13,13 @@ from pwexpire.management.safety import (
     add_safety,
     confirm_expiry,
     count_selected,
+    find_actor,
     refuse_by_rank,
     refuse_lockout,
 )
 from pwexpire.management.selectors import (
     add_selectors,
     excluded,
-    find_user,
     select,
     selectors_as_typed,
 )
@@ -40,14 +40,14 @@ def add(verb: AddVerb) -> None:
     add("--require", default="change", metavar="|".join(REQUIRE_ORDER))
     add("--sessions", choices=SessionAction.values, default=SessionAction.FLAG.value)
     add("--note", default="")
-    add("--actor", metavar="NAME", help="the user who asks for it; their rank counts")
+    add("--actor", metavar="NAME", help="the user who asks for it; their permission and rank count")
     add("--enqueue", action="store_true", help=ENQUEUE)
     add("--announce", action="store_true", help="send the users an e-mail about it")
     add_safety(parser)
 
 
 def run(options: dict[str, Any], console: Console) -> Any:
-    actor, out = find_user(options["actor"]), excluded(options)
+    actor, out = find_actor(options["actor"]), excluded(options)
     given = {name: options[name] for name in ("reason", "require", "sessions", "note")}
     given |= {"actor": actor, "selection": selectors_as_typed(options)}
     # Drafted first, so that a dry run refuses whatever the run would refuse.
