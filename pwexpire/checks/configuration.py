@@ -9,7 +9,6 @@ from django.apps import apps
 from django.conf import settings
 from django.contrib.auth.password_validation import get_password_validators
 from django.core.checks import Error, Warning
-from django.core.exceptions import ImproperlyConfigured
 
 from pwexpire.checks.shape import Messages, check, is_right, suggest
 from pwexpire.compat import find_tasks
@@ -69,9 +68,9 @@ def _check_login_validators(validators: Any, refusing: bool) -> Messages:
         )
     try:
         get_password_validators(validators)
-    except (ImproperlyConfigured, TypeError, KeyError, ValueError) as error:
+    except Exception as error:  # of Django at an entry that is none, or of a validator
         yield Error(
-            f"PWEXPIRE_LOGIN_VALIDATORS cannot be loaded: {error}",
+            f"PWEXPIRE_LOGIN_VALIDATORS cannot be loaded: {type(error).__name__}: {error}",
             hint="Write it as AUTH_PASSWORD_VALIDATORS: a list of NAME and OPTIONS.",
             id="pwexpire.E022",
         )
