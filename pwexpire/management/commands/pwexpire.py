@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import sys
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from django.db import Error as DatabaseFault
 
 from pwexpire.exceptions import PasswordExpiryError
 from pwexpire.management.console import Console
-from pwexpire.management.formats import WRITERS, Write, replacing
+from pwexpire.management.formats import WRITERS, Write, replacing, to_stream
 from pwexpire.management.selectors import refuse_empty_values
 from pwexpire.management.verbs import VERBS
 from pwexpire.retries import first_line
@@ -44,6 +44,9 @@ class Command(BaseCommand):
                 WRITERS[options["format"]](answer, write)
         except (PasswordExpiryError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from None
+        except UnicodeEncodeError as error:
+            # Bytes of a command line that are no UTF-8; a database takes no such text.
+            raise CommandError(f"{error.object!a} is not UTF-8, nothing was done.") from None
         except KeyboardInterrupt:
             raise CommandError(
                 "Interrupted. manage.py pwexpire resume goes on with what is in force; "
@@ -58,7 +61,9 @@ class Command(BaseCommand):
     def destination(self, options: dict[str, Any]) -> AbstractContextManager[Write]:
         if options.get("output"):
             return replacing(Path(options["output"]), force=options["force"])
-        return nullcontext(partial(self.stdout.write, ending=""))
+        if sys.stdout is None and options.get("stdout") is None:  # a job may have closed it
+            return nullcontext(len)
+        return to_stream(self.stdout)
 
 
 def _add_django_options(parser: ArgumentParser) -> None:

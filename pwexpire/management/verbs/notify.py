@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from pwexpire.management.batches import find_batch
-from pwexpire.management.console import AddVerb, Console
+from pwexpire.management.console import AddVerb, Console, check_number
 from pwexpire.management.selectors import add_selectors, excluded, names_somebody, select_or_all
 from pwexpire.models import ExpiryBatch
 from pwexpire.services.notices import NoticeReport, announce_expiry, notify_users, retry_unsent
@@ -31,8 +31,7 @@ def add(verb: AddVerb) -> None:
 
 def run(options: dict[str, Any], console: Console) -> Any:
     limit, dry_run = options["limit"], options["dry_run"]
-    if limit is not None and limit < 1:
-        raise CommandError("--limit must be 1 or more.")
+    check_number("limit", limit, least=1)
     batch = _find_announced(options)
     if options["enqueue"]:
         return _enqueue_notices(options, batch)
