@@ -1,22 +1,29 @@
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
+from django.db import Error as DatabaseFault
+from django.db import OperationalError, ProgrammingError
 from django.db.models import QuerySet
-from django.http import HttpRequest
-from django.utils.translation import gettext_lazy
+from django.http import HttpRequest, HttpResponse
+from django.utils.translation import gettext, gettext_lazy
 
 from pwexpire.admin_actions import (
     ACTIONS,
-    PERMISSION,
     cancel_expiry_action,
     expire_passwords_action,
 )
+from pwexpire.constants import PERMISSION
 from pwexpire.models import Cancellation, ExpiryBatch
+from pwexpire.retries import first_line
 from pwexpire.services.expired import is_expired, is_warned
+from pwexpire.services.tables import read_tables
+
+logger = logging.getLogger("pwexpire")
 
 __all__ = [
     "PasswordExpiryUserAdminMixin",
@@ -47,6 +54,17 @@ class PasswordExpiredListFilter(admin.SimpleListFilter):
         return queryset
 
 
+def _explain_missing(*models: Any) -> HttpResponse | None:
+    """Return a page that says to migrate; ``None`` if the tables (all) are of this release."""
+    try:
+        read_tables(*models)
+    except (OperationalError, ProgrammingError) as error:
+        logger.error("The admin cannot read the tables of pwexpire: %s", first_line(error))
+        said = gettext("The tables of pwexpire cannot be read: run manage.py migrate.")
+        return HttpResponse(said, status=503, content_type="text/plain; charset=utf-8")
+    return None
+
+
 class PasswordExpiryUserAdminMixin:
     """Adds both actions and the list filter to a ``ModelAdmin`` of the user model."""
 
@@ -66,6 +84,17 @@ class PasswordExpiryUserAdminMixin:
             for action in ACTIONS:
                 actions.pop(action.__name__, None)
         return actions
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        try:
+            found: HttpResponse = super().changelist_view(request, extra_context)  # type: ignore[misc]
+        except DatabaseFault:
+            # The filter and the actions read our tables; the list of the users does without.
+            missing = _explain_missing()
+            if missing is None:
+                raise
+            return missing
+        return found
 
     def has_expire_passwords_permission(self, request: HttpRequest) -> bool:
         """Whether the actions are offered; what they do asks for the permission in any case."""
@@ -109,7 +138,19 @@ def extend_user_admin(site: admin.AdminSite | None = None) -> None:
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """To be read, by auditors; what happened cannot be edited."""
+    """To be read, by auditors; what happened cannot be edited.
+
+    The table is looked at first: a column that is missing would fail where the page is rendered.
+    """
+
+    def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return _explain_missing(self.model) or super().changelist_view(request, *args, **kwargs)
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        return _explain_missing(self.model) or super().changeform_view(request, *args, **kwargs)
+
+    def history_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return _explain_missing(self.model) or super().history_view(request, *args, **kwargs)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -18,7 +18,8 @@ from django.utils.translation import gettext, gettext_lazy, ngettext
 from pwexpire.admin_log import list_logged, log_action, log_refusal, name_users
 from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
-from pwexpire.constants import LOCKING
+from pwexpire.constants import LOCKING, PERMISSION
+from pwexpire.exceptions import TasksUnavailable
 from pwexpire.models import ExpiryBatch, Reason, Require, SessionAction, TraceKind
 from pwexpire.services.batches import expire_passwords
 from pwexpire.services.cancellations import cancel_expiry
@@ -26,7 +27,6 @@ from pwexpire.services.preview import preview_expiry
 from pwexpire.services.ranks import Lockout, find_lockout, find_outranked
 from pwexpire.services.selection import Selection, key_text
 
-PERMISSION = "pwexpire.expire_passwords"
 FIRST_SHOWN = {"reason": "admin", "require": "change", "sessions": "flag"}
 
 
@@ -155,10 +155,10 @@ def _expire_allowed(action: AdminAction, given: dict[str, Any]) -> None:
     batch = expire_passwords(
         action.allowed, **values, actor=actor, exclude=out, defer=enqueue is not None
     )
-    summary = _describe_batch(batch, enqueued=enqueue is not None)
+    summary = _describe_batch(batch, deferred=enqueue is not None)
     # After the summary, which the tasks would change while it is read.
     if enqueue is not None:
-        enqueue(batch)
+        summary = f"{summary} {_hand_over(action, batch, enqueue)}"
     action.report_done(logged, summary, given["note"], batch)
 
 
@@ -223,7 +223,23 @@ def _find_enqueuer(users: QuerySet[Any]) -> Callable[[ExpiryBatch], None] | None
     return enqueue_expiry
 
 
-def _describe_batch(batch: ExpiryBatch, *, enqueued: bool) -> str:
+def _hand_over(
+    action: AdminAction, batch: ExpiryBatch, enqueue: Callable[[ExpiryBatch], None]
+) -> str:
+    """Leave the stored sessions to tasks; return what the summary says of them."""
+    try:
+        enqueue(batch)
+    except TasksUnavailable as error:
+        action.modeladmin.message_user(action.request, str(error), messages.WARNING)
+        words = gettext(
+            "Each open session is held at its next request; "
+            "manage.py pwexpire resume %(batch)d works at the stored ones."
+        )
+        return words % {"batch": batch.pk}
+    return gettext("Their sessions are being worked at in the background.")
+
+
+def _describe_batch(batch: ExpiryBatch, *, deferred: bool) -> str:
     warning = batch.require == Require.WARN
     if batch.users_expired is None:
         if warning:
@@ -240,8 +256,8 @@ def _describe_batch(batch: ExpiryBatch, *, enqueued: bool) -> str:
             batch.users_expired,
         )
     summary %= {"count": batch.users_expired}
-    if enqueued:
-        return f"{summary} {gettext('Their sessions are being worked at in the background.')}"
+    if deferred:
+        return summary
     details = gettext(
         "Already expired: %(already)d, not applicable: %(not_applicable)d, "
         "sessions flagged: %(flagged)d, sessions ended: %(ended)d."

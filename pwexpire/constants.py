@@ -15,3 +15,5 @@ SIGNAL_IDS_MAX = 1_000
 REQUIRE_ORDER = ("warn", "change", "reset", "deny")
 # After these the user cannot log in with the password that they have.
 LOCKING = ("reset", "deny")
+# What the admin actions ask for, and the command of the --actor.
+PERMISSION = "pwexpire.expire_passwords"

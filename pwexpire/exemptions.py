@@ -37,6 +37,8 @@ EXEMPT_CLASSES = (
     JavaScriptCatalog,
 )
 NO_DESTINATION = (views.LoginView, views.LogoutView, views.PasswordChangeView)
+NO_CHANGE = (views.LoginView, views.LogoutView, views.PasswordChangeDoneView)
+NO_CHANGE_ADMIN = frozenset({"login", "logout", "password_change_done"})
 NO_DESTINATION_ADMIN = frozenset({"login", "logout", "password_change"})
 EXEMPT_ADMIN = frozenset({"logout", "password_change", "password_change_done", "i18n_javascript"})
 # Wagtail's log-out and reset views are subclasses of Django's; its account page is left out,
@@ -128,6 +130,14 @@ def is_change_page_of_django(view: Callable[..., Any]) -> bool:
     view_class = get_view_class(view)
     of_django = view_class is not None and issubclass(view_class, views.PasswordChangeView)
     return of_django or _admin_page(view) == "password_change"
+
+
+def changes_no_password(view: Callable[..., Any]) -> bool:
+    """Whether ``view`` is a login, a log-out or a done page, which nobody is released by."""
+    view_class = get_view_class(view)
+    classes = (*NO_CHANGE, *load_classes(PACKAGE_LOGOUT))
+    named = view_class is not None and issubclass(view_class, classes)
+    return named or _admin_page(view) in NO_CHANGE_ADMIN
 
 
 def asks_for_old_password(request: HttpRequest, view: Callable[..., Any]) -> bool:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from django.db import transaction
@@ -14,6 +16,7 @@ from pwexpire.conf import conf
 from pwexpire.exceptions import TasksUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import BatchState, ExpiryBatch
+from pwexpire.retries import first_line
 from pwexpire.services import announce_expiry, notify_users, resume_expiry
 
 # Queues give a job so long and no longer; RQ's default is three minutes.
@@ -33,7 +36,7 @@ def work_at_expiry(batch_id: int) -> str:
         resume_expiry(batch, seconds=TASK_SECONDS)
         # Queues kill a task that takes long, so each hands over in time.
         if batch.is_unfinished:
-            _enqueue_task(work_at_expiry, batch.pk)
+            as_task(work_at_expiry).enqueue(batch.pk)
     return str(batch.state)
 
 
@@ -51,32 +54,44 @@ def work_at_notices(batch_id: int | None = None, after: str = "") -> str:
             return "gone"
         report = announce_expiry(batch, after=after, seconds=TASK_SECONDS)
     if report.cursor:
-        _enqueue_task(work_at_notices, batch_id, report.cursor)
+        as_task(work_at_notices).enqueue(batch_id, report.cursor)
     return f"{report.sent} sent"
 
 
-# At import: a worker looks tasks up by the path of their function.
 framework = find_tasks()
-if framework is not None:  # pragma: no branch
-    as_task = framework.task(backend=conf.task_backend, queue_name=conf.task_queue)
+
+
+def as_task(work: Any) -> Any:
+    """Return the task that does ``work``, as the settings are now.
+
+    Raises ``TasksUnavailable`` if there is no Tasks framework, or it refuses them.
+    """
+    if framework is None:
+        raise TasksUnavailable(NO_TASKS)
+    found = {"backend": conf.task_backend, "queue_name": conf.task_queue}
+    try:
+        return framework.task(**found)(getattr(work, "func", work))
+    except Exception as error:  # what a backend raises at its settings is its own affair
+        raise TasksUnavailable(
+            f"PWEXPIRE_TASK_BACKEND = {conf.task_backend!r} with PWEXPIRE_TASK_QUEUE = "
+            f"{conf.task_queue!r} cannot be used: {first_line(error)}"
+        ) from error
+
+
+# At import: a worker looks tasks up by the path of their function. A mistake in the settings must
+# not fail who imports this; it is refused when something is enqueued.
+with suppress(TasksUnavailable):
     work_at_expiry = as_task(work_at_expiry)
     work_at_notices = as_task(work_at_notices)
-
-
-def _enqueue_task(task: Any, *args: Any) -> None:
-    task.using(backend=conf.task_backend, queue_name=conf.task_queue).enqueue(*args)
 
 
 def enqueue_notices(batch: ExpiryBatch | None = None) -> None:
     """Enqueue a task that does the work of ``notify_users``, or of ``announce_expiry(batch)``.
 
-    Inside a transaction it is enqueued at its commit.
-    Raises ``TasksUnavailable`` if there is no Tasks framework.
+    Inside a transaction it is enqueued at its commit. Raises ``TasksUnavailable``.
     """
-    if framework is None:
-        raise TasksUnavailable(NO_TASKS)
-    pk = None if batch is None else batch.pk
-    transaction.on_commit(lambda: _enqueue_task(work_at_notices, pk, ""), using=feed.using)
+    task, pk = as_task(work_at_notices), None if batch is None else batch.pk
+    _at_commit(lambda: task.enqueue(pk, ""), "no mail was sent.")
 
 
 def enqueue_expiry(batch: ExpiryBatch) -> None:
@@ -84,14 +99,26 @@ def enqueue_expiry(batch: ExpiryBatch) -> None:
 
     For a batch that ``expire_passwords(…, defer=True)`` returned, or one that was interrupted after
     it was in force. Inside a transaction they are enqueued at its commit.
-    Raises ``TasksUnavailable`` if there is no Tasks framework.
+    Raises ``TasksUnavailable`` if nothing can be enqueued; the batch can be resumed.
     """
-    if framework is None:
-        raise TasksUnavailable(NO_TASKS)
+    task = as_task(work_at_expiry)
 
     def send() -> None:
         batch.refresh_from_db(using=feed.using)
         for _ in range(conf.tasks_per_batch if batch.is_unfinished else 0):
-            _enqueue_task(work_at_expiry, batch.pk)
+            task.enqueue(batch.pk)
 
-    transaction.on_commit(send, using=feed.using)
+    _at_commit(send, f"manage.py pwexpire resume {batch.pk} does their work.")
+
+
+def _at_commit(send: Callable[[], object], otherwise: str) -> None:
+    def enqueue() -> None:
+        try:
+            send()
+        except Exception as error:  # of the queue: a broker that is down, a table that is missing
+            said = f"No task could be enqueued ({first_line(error)}): {otherwise}"
+            raise TasksUnavailable(said) from error
+
+    # In a transaction of the caller's, what was committed stands: the fault is logged.
+    pending = transaction.get_connection(feed.using).in_atomic_block
+    transaction.on_commit(enqueue, using=feed.using, robust=pending)

@@ -121,6 +121,16 @@ def test_e004_the_change_page_is_held(settings, url, found):
     assert ids(checks.site.check_change_url(None)) == found
 
 
+@pytest.mark.parametrize("url", ["logout", "/accounts/logout/", "login", "admin:logout"])
+def test_e036_the_change_page_changes_no_password(settings, url):
+    settings.PWEXPIRE_CHANGE_URL = url
+    (message,) = checks.site.check_change_url(None)
+    assert message.id == "pwexpire.E036" and repr(url) in message.msg and message.hint
+    for right in ("password_change", "admin:password_change"):
+        settings.PWEXPIRE_CHANGE_URL = right
+        assert checks.site.check_change_url(None) == []
+
+
 def test_a_site_below_a_prefix_is_understood():
     set_script_prefix("/below/")
     try:
@@ -301,12 +311,16 @@ def test_e014_tasks_without_a_framework(settings, monkeypatch):
     settings.PWEXPIRE_ENQUEUE_ABOVE = 100
     monkeypatch.setattr(configuration, "find_tasks", lambda: None)
     assert ids(checks.configuration.check_tasks(None)) == ["pwexpire.E014"]
-    monkeypatch.setattr(configuration, "find_tasks", lambda: checks)
+    settings.PWEXPIRE_ENQUEUE_ABOVE = None
     assert checks.configuration.check_tasks(None) == []
 
 
 HISTORY = {"NAME": "pwexpire.validators.PasswordHistoryValidator"}
 BACKEND = "pwexpire.backends.PasswordExpiryBackend"
+
+
+def failing():
+    raise ZeroDivisionError
 
 
 def lengths(at_least):
@@ -348,8 +362,9 @@ def test_w016_a_history_that_nobody_looks_at(settings, validators):
     settings.PWEXPIRE_POLICY = Policy(history=2, min_age=timedelta(days=1))
     (message,) = checks.policies.check_validators(None)
     assert message.id == "pwexpire.W016" and "history and min_age" in message.msg
-    validators({"NAME": "no.such.Validator"})
-    assert ids(checks.policies.check_validators(None)) == ["pwexpire.W016"]
+    for wrong in ("no.such.Validator", 5):
+        validators({"NAME": wrong})
+        assert ids(checks.policies.check_validators(None)) == ["pwexpire.W016"]
     validators(HISTORY)
     assert checks.policies.check_validators(None) == []
     settings.PWEXPIRE_POLICY = "nist"
@@ -398,7 +413,12 @@ def test_e021_and_e022_validators_at_the_login(settings):
     assert ids(checks.configuration.check_backends(None)) == ["pwexpire.E021"]
     settings.AUTHENTICATION_BACKENDS = [BACKEND]
     assert checks.configuration.check_backends(None) == []
-    for wrong in (["x"], [{}], [{"NAME": "no.such.Validator"}]):
+    minimum = lengths(12)["NAME"]
+    for wrong in (
+        *(["x"], [5], [None], [{}], [{"NAME": 5}], [{"NAME": None}]),
+        *([{"NAME": "no.such.Validator"}], [{"NAME": "tests.test_checks.failing"}]),
+        *([{"NAME": minimum, "OPTIONS": given}] for given in (5, "x", ["x"], {"no": 1}, {1: 1})),
+    ):
         settings.PWEXPIRE_LOGIN_VALIDATORS = wrong
         assert ids(checks.configuration.check_backends(None)) == ["pwexpire.E022"]
     settings.PWEXPIRE_LOGIN_VALIDATORS = "wrong"
@@ -422,13 +442,14 @@ def test_e032_a_held_user_cannot_log_out(settings):
     assert message.id == "pwexpire.E032" and "'log-out'" in message.msg and message.hint
 
 
-@pytest.mark.parametrize("url", ["nowhere", "//evil.example/"])
+@pytest.mark.parametrize("url", ["nowhere", "//evil.example/", "/nope/", "/nope/?a=1"])
 def test_e033_the_reset_page_leads_nowhere(settings, url):
     settings.PWEXPIRE_RESET_URL = url
     (message,) = checks.site.check_way_out(None)
     assert message.id == "pwexpire.E033" and repr(url) in message.msg and message.hint
-    settings.PWEXPIRE_RESET_URL = "password_reset"
-    assert checks.site.check_way_out(None) == []
+    for right in ("password_reset", "/accounts/password_reset/?a=1"):
+        settings.PWEXPIRE_RESET_URL = right
+        assert checks.site.check_way_out(None) == []
 
 
 @pytest.mark.parametrize("name", ["LOGIN_URL", "LOGIN_REDIRECT_URL"])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import Group
+from django.contrib.auth.models import Group, Permission
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection
 from django.test import Client
@@ -235,8 +237,39 @@ def test_answers_are_tables_in_text(alice, bob):
     assert len(run("report", "--lockouts")[0].splitlines()) == 2  # a header alone
 
 
-def test_a_clerk_as_the_actor_of_the_command_has_the_rank_of_a_clerk(alice, root):
-    StaffFactory(username="clerk")
+@pytest.fixture
+def clerk(db):
+    user = StaffFactory(username="clerk")
+    user.user_permissions.add(Permission.objects.get(codename="expire_passwords"))
+    return user
+
+
+def test_an_actor_needs_what_the_admin_asks_for(alice, root, clerk):
+    StaffFactory(username="intern")
+    get_user_model().objects.filter(username="root").update(is_active=False)
+    services.expire_passwords(alice)
+    calls = [
+        ["expire", "--user", "alice"],
+        ["expire", "--user", "alice", "--dry-run"],
+        ["cancel", "--user", "alice"],
+        ["cancel", "--batch", str(ExpiryBatch.objects.get().pk)],
+    ]
+    for call, name in itertools.product(calls, ("alice", "intern", "root")):
+        with pytest.raises(CommandError, match=rf"^{name} is not active, or lacks the permission"):
+            run(*call, "--actor", name)
+    assert ExpiryBatch.objects.count() == 1 and services.password_status(alice).must_change
+    assert ask("cancel", "--user", "alice", "--actor", "clerk")["users_cancelled"] == 1
+    clerk.is_active = False
+    clerk.save()
+    with pytest.raises(CommandError, match="clerk is not active"):
+        run("expire", "--user", "alice", "--actor", "clerk")
+
+
+def test_a_user_model_without_permissions_has_none_to_ask_for():
+    assert ranks.may_expire(SimpleNamespace(is_active=True))
+
+
+def test_a_clerk_as_the_actor_of_the_command_has_the_rank_of_a_clerk(alice, root, clerk):
     services.expire_passwords(root)
     for call in (["expire", "--staff"], ["cancel", "--user", "root"]):
         with pytest.raises(CommandError, match=r"clerk is not a superuser .*: root\."):
@@ -245,7 +278,6 @@ def test_a_clerk_as_the_actor_of_the_command_has_the_rank_of_a_clerk(alice, root
         run("cancel", "--batch", str(ExpiryBatch.objects.get().pk), "--actor", "clerk")
     assert ExpiryBatch.objects.count() == 1 and services.password_status(root).must_change
     refused = Cancellation.objects.order_by("pk").values_list("kind", "user", "actor")
-    clerk = get_user_model().objects.get(username="clerk")
     kinds = ["expiry_refused", "cancel_refused", "cancel_refused"]
     assert list(refused) == [(kind, root.pk, clerk.pk) for kind in kinds]
     with pytest.raises(CommandError, match="clerk is not a superuser"):
@@ -344,8 +376,7 @@ def test_the_safeguards_of_an_expiry_are_those_of_its_resumption(alice, root, ki
     assert (trace.actor, trace.batch) == (clerk, ranked)
 
 
-def test_a_batch_on_everyone_that_leaves_superusers_out_is_for_clerks(alice, root):
-    clerk = StaffFactory(username="clerk")
+def test_a_batch_on_everyone_that_leaves_superusers_out_is_for_clerks(alice, root, clerk):
     without_root = services.expire_everyone(exclude=[root, clerk])
     with_root = services.expire_everyone(exclude=clerk)
     run("cancel", "--batch", str(without_root.pk), "--actor", "clerk")

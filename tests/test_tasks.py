@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 
-from pwexpire import compat, services
+from pwexpire import compat, services, tasks
+from pwexpire.checks import configuration
 from pwexpire.exceptions import TasksUnavailable
 from pwexpire.models import BatchState, ExpiryBatch
 from tests.support import is_held, session_of
@@ -82,8 +84,6 @@ def test_a_rolled_back_expiry_enqueues_nothing(alice, queue):
 
 @needs_framework
 def test_a_task_hands_over_what_it_cannot_finish_in_time(alice, queue, monkeypatch):
-    from pwexpire import tasks
-
     monkeypatch.setattr(tasks, "TASK_SECONDS", 0)
     batch = services.expire_passwords(alice, defer=True)
     assert tasks.work_at_expiry.call(batch.pk) == "active"
@@ -125,18 +125,8 @@ def test_resume_enqueues(alice, bob, queue, capsys):
 def test_the_admin_enqueues_above_a_number_of_users(alice, root, queue, settings, limit):
     settings.PWEXPIRE_ENQUEUE_ABOVE = limit
     browser, victim = sign_in(root), sign_in(alice)
-    answer = browser.post(
-        reverse("admin:auth_user_changelist"),
-        {
-            "action": "expire_passwords_action",
-            "_selected_action": [alice.pk],
-            "confirm": "1",
-            "reason": "admin",
-            "sessions": "flag",
-        },
-        follow=True,
-    )
-    assert ("in the background" in answer.content.decode()) == (limit == 0)
+    page = expire_in_the_admin(browser, alice)
+    assert ("in the background" in page) == (limit == 0)
     assert len(queue.results) == (2 if limit == 0 else 0)
     assert is_held(victim)
 
@@ -158,14 +148,108 @@ def test_queue_and_backend_are_settings(alice, settings):
 
 @needs_framework
 def test_without_a_framework_it_is_said_before_anything_is_written(alice, root, settings):
-    from pwexpire import tasks
-
     with mock.patch.object(tasks, "framework", None):
         with pytest.raises(CommandError, match="no Tasks framework"):
             call_command("pwexpire", "expire", "--user", "alice", "--enqueue")
         assert not ExpiryBatch.objects.exists()
         with pytest.raises(TasksUnavailable):
             tasks.enqueue_expiry(services.expire_passwords(alice, defer=True))
+
+
+WRONG_TASKS = [
+    {"PWEXPIRE_TASK_QUEUE": "slwo"},
+    {"PWEXPIRE_TASK_BACKEND": "nowhere"},
+    {"PWEXPIRE_TASK_QUEUE": "slow", "TASKS": {"default": {"BACKEND": "no.such.Backend"}}},
+    {"PWEXPIRE_TASK_QUEUE": "slow", "TASKS": {"default": {}}},
+]
+
+
+@pytest.fixture(params=WRONG_TASKS, ids=str)
+def wrong_tasks(request, settings):
+    backend = f"{FRAMEWORK.__name__}.backends.dummy.DummyBackend"
+    settings.TASKS = {"default": {"BACKEND": backend, "QUEUES": ["slow"]}}
+    settings.PWEXPIRE_ENQUEUE_ABOVE = 0
+    for name, value in request.param.items():
+        setattr(settings, name, value)
+
+
+def expire_in_the_admin(browser, *users):
+    return browser.post(
+        reverse("admin:auth_user_changelist"),
+        {
+            "action": "expire_passwords_action",
+            "_selected_action": [user.pk for user in users],
+            "confirm": "1",
+            "reason": "admin",
+            "sessions": "flag",
+        },
+        follow=True,
+    ).content.decode()
+
+
+@needs_framework
+def test_e035_tasks_that_the_framework_refuses(wrong_tasks, settings):
+    (message,) = configuration.check_tasks(None)
+    assert message.id == "pwexpire.E035" and "cannot be used" in message.msg and message.hint
+    for name in ("ENQUEUE_ABOVE", "TASK_QUEUE", "TASK_BACKEND"):
+        if hasattr(settings, f"PWEXPIRE_{name}"):
+            delattr(settings, f"PWEXPIRE_{name}")
+    assert configuration.check_tasks(None) == []  # it leaves nothing to tasks
+
+
+@needs_framework
+def test_no_e035_where_tasks_are_right(queue, settings):
+    settings.PWEXPIRE_ENQUEUE_ABOVE = 0
+    assert configuration.check_tasks(None) == []
+
+
+@needs_framework
+def test_the_command_refuses_a_wrong_queue_before_anything_is_written(alice, wrong_tasks):
+    for call in (["expire", "--user", "alice"], ["resume"], ["notify"]):
+        with pytest.raises(CommandError, match=r"PWEXPIRE_TASK_QUEUE = .* cannot be used"):
+            call_command("pwexpire", *call, "--enqueue")
+    assert not ExpiryBatch.objects.exists()
+
+
+@needs_framework
+def test_the_admin_says_that_no_task_works_at_the_sessions(alice, root, wrong_tasks):
+    browser, victim = sign_in(root), sign_in(alice)
+    page = expire_in_the_admin(browser, alice)
+    batch = ExpiryBatch.objects.get()
+    assert "cannot be used" in page and f"pwexpire resume {batch.pk} works at" in page
+    assert is_held(victim) and batch.is_unfinished
+    call_command("pwexpire", "resume", str(batch.pk), verbosity=0)
+    batch.refresh_from_db()
+    assert batch.state == BatchState.DONE
+
+
+@needs_framework
+def test_a_queue_that_is_down_leaves_a_batch_to_resume(alice, bob, root, queue, settings, caplog):
+    from pwexpire.tasks import enqueue_expiry
+
+    settings.PWEXPIRE_ENQUEUE_ABOVE = 0
+    down = mock.patch.object(type(queue), "enqueue", side_effect=ConnectionError("broker is down"))
+    browser = sign_in(root)
+    with down:
+        with pytest.raises(CommandError, match=r"broker is down.*: manage\.py pwexpire resume \d+"):
+            call_command("pwexpire", "expire", "--user", "alice", "--enqueue")
+        with pytest.raises(CommandError, match="no mail was sent"):
+            call_command("pwexpire", "notify", "--enqueue")
+        assert "broker is down" in expire_in_the_admin(browser, bob)
+        with transaction.atomic():
+            enqueue_expiry(ExpiryBatch.objects.first())
+    assert "broker is down" in caplog.text  # what was committed stands
+    assert all(batch.is_unfinished for batch in ExpiryBatch.objects.all())
+    assert services.password_status(alice).must_change
+
+
+@needs_framework
+def test_a_worker_imports_the_tasks_whatever_the_settings_are(wrong_tasks):
+    kept = dict(vars(tasks))
+    try:
+        assert not hasattr(importlib.reload(tasks).work_at_expiry, "enqueue")
+    finally:
+        vars(tasks).update(kept)
 
 
 def test_no_framework_at_all():

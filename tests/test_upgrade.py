@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -19,7 +20,7 @@ from django.db.models.signals import post_delete, pre_delete
 from django.test import Client
 from django.utils import timezone
 
-from pwexpire import services, testing
+from pwexpire import admin, services, testing
 from pwexpire.models import Cancellation, ExpiryBatch, PasswordRecord
 from pwexpire.receivers import after_user_deleted
 from pwexpire.services import trace
@@ -144,7 +145,7 @@ def test_new_code_before_migrate_changes_cancels_and_deletes(site, caplog):
     )
     services.expire_passwords(site.alice)
     assert is_held(browsers["alice"])
-    with pytest.raises(CommandError, match="is it migrated"):
+    with pytest.raises(CommandError, match=r"run manage\.py migrate"):
         call_command("pwexpire", "report", "--cancellations")
     migrate()
     testing.reset()
@@ -177,6 +178,58 @@ def test_code_of_this_release_on_the_tables_of_0_2_holds_who_was_held(old_schema
     migrate()
     testing.reset()
     assert is_held(client) and is_held(log_in(alice))
+
+
+def expire_in_the_admin(browser, user):
+    form = {"action": "expire_passwords_action", "_selected_action": [user.pk], "confirm": "yes"}
+    return browser.post("/admin/auth/user/", {**form, "reason": "admin", "sessions": "flag"})
+
+
+# What the filter and the action are answered on the tables of a release.
+USER_ADMIN = {"zero": (503, 503), V02: (200, 503), V03: (200, 302)}
+
+
+@pytest.mark.parametrize("release", USER_ADMIN)
+def test_the_admin_says_to_migrate(old_schema, alice, root, client, release):
+    batch = services.expire_passwords(alice)
+    services.cancel_expiry(alice)
+    client.force_login(root)
+    batches, traced = "/admin/pwexpire/expirybatch/", "/admin/pwexpire/cancellation/"
+    of_batches = [batches, f"{batches}{batch.pk}/change/", f"{batches}{batch.pk}/history/"]
+    ours = [*of_batches, traced, f"{traced}{Cancellation.objects.get().pk}/change/"]
+    assert {client.get(url).status_code for url in ours} == {200}
+    old_schema(release)
+    testing.reset()
+    client.force_login(root)
+    for url in ours:
+        answer = client.get(url)
+        if url in of_batches and release == V03:
+            assert answer.status_code == 200
+        else:
+            assert answer.status_code == 503 and b"run manage.py migrate" in answer.content
+    assert client.get("/admin/auth/user/").status_code == 200
+    filtered = client.get("/admin/auth/user/?expiry=yes")
+    done = expire_in_the_admin(client, alice)
+    assert (filtered.status_code, done.status_code) == USER_ADMIN[release]
+    for answer in (filtered, done):
+        assert answer.status_code != 503 or b"run manage.py migrate" in answer.content
+
+
+def test_another_fault_of_the_database_is_none_of_the_tables(transactional_db, root, client):
+    client.force_login(root)
+    down = mock.patch.object(admin, "is_expired", side_effect=DatabaseError("deadlock"))
+    with down, pytest.raises(DatabaseError, match="deadlock"):
+        client.get("/admin/auth/user/?expiry=yes")
+
+
+@pytest.mark.parametrize("release", ["zero", V02, V03])
+def test_the_check_of_the_command_wants_the_tables_of_this_release(old_schema, release):
+    old_schema(release)
+    with pytest.raises(CommandError, match=r"no such|not exist|Unknown column") as refused:
+        call_command("pwexpire", "check")
+    assert str(refused.value).endswith("run manage.py migrate.")
+    migrate()
+    call_command("pwexpire", "check")
 
 
 @pytest.mark.parametrize("release", [V02, V03])

@@ -9,11 +9,11 @@ from django.apps import apps
 from django.conf import settings
 from django.contrib.auth.password_validation import get_password_validators
 from django.core.checks import Error, Warning
-from django.core.exceptions import ImproperlyConfigured
 
 from pwexpire.checks.shape import Messages, check, is_right, suggest
 from pwexpire.compat import find_tasks
 from pwexpire.conf import SETTINGS, conf
+from pwexpire.exceptions import TasksUnavailable
 from pwexpire.logins import refuses_logins
 
 
@@ -68,9 +68,9 @@ def _check_login_validators(validators: Any, refusing: bool) -> Messages:
         )
     try:
         get_password_validators(validators)
-    except (ImproperlyConfigured, TypeError, KeyError, ValueError) as error:
+    except Exception as error:  # of Django at an entry that is none, or of a validator
         yield Error(
-            f"PWEXPIRE_LOGIN_VALIDATORS cannot be loaded: {error}",
+            f"PWEXPIRE_LOGIN_VALIDATORS cannot be loaded: {type(error).__name__}: {error}",
             hint="Write it as AUTH_PASSWORD_VALIDATORS: a list of NAME and OPTIONS.",
             id="pwexpire.E022",
         )
@@ -125,9 +125,26 @@ def check_enforced() -> Messages:
 
 @check
 def check_tasks() -> Messages:
-    if conf.enqueue_above is not None and find_tasks() is None:
+    if find_tasks() is None:
+        if conf.enqueue_above is not None:
+            yield Error(
+                "PWEXPIRE_ENQUEUE_ABOVE is set, but there is no Tasks framework.",
+                hint="Use Django 6.0, or install pwexpire[tasks], or remove the setting.",
+                id="pwexpire.E014",
+            )
+        return
+    # A site that sets none of them may have queues of its own and leave nothing to tasks.
+    asked = ("ENQUEUE_ABOVE", "TASK_BACKEND", "TASK_QUEUE")
+    if not any(hasattr(settings, f"PWEXPIRE_{name}") for name in asked):
+        return
+    from pwexpire.tasks import as_task, work_at_expiry  # not before there is a Tasks framework
+
+    try:
+        as_task(work_at_expiry)
+    except TasksUnavailable as error:
         yield Error(
-            "PWEXPIRE_ENQUEUE_ABOVE is set, but there is no Tasks framework.",
-            hint="Use Django 6.0, or install pwexpire[tasks], or remove the setting.",
-            id="pwexpire.E014",
+            str(error),
+            hint="Set PWEXPIRE_TASK_BACKEND to an alias in TASKS, and PWEXPIRE_TASK_QUEUE to one "
+            "of the QUEUES of that backend.",
+            id="pwexpire.E035",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,18 +13,19 @@ from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.checks import Error, Info, Warning
 from django.db import router
-from django.urls import Resolver404, get_resolver, resolve
+from django.urls import NoReverseMatch, Resolver404, get_resolver, resolve
 
 from pwexpire.checks.shape import Messages, check, check_urls, is_right, suggest
 from pwexpire.conf import conf
 from pwexpire.exceptions import ChangeURLNotFound
-from pwexpire.exemptions import is_exempt
+from pwexpire.exemptions import changes_no_password, is_exempt
 from pwexpire.loading import load_path
 from pwexpire.middleware import PasswordExpiryMiddleware
 from pwexpire.models import PasswordRecord
 from pwexpire.pages import (
     find_dead_ends,
     find_logout_url,
+    find_page,
     find_reset_url,
     find_url,
     name_views,
@@ -129,6 +131,14 @@ def check_change_url() -> Messages:
             id="pwexpire.E003",
         )
         return
+    if changes_no_password(match.func):
+        yield Error(
+            f"PWEXPIRE_CHANGE_URL = {given!r} is a page that changes no password, so that no held "
+            "user is released.",
+            hint="Set PWEXPIRE_CHANGE_URL to the name of the site's password-change view, or "
+            "remove it.",
+            id="pwexpire.E036",
+        )
     if not given.startswith("/") and not is_exempt(match.func, match):
         yield Error(
             f"The view behind PWEXPIRE_CHANGE_URL = {given!r} is itself held.",
@@ -150,12 +160,20 @@ def check_way_out() -> Messages:
             "of the site's log-out view.",
             id="pwexpire.E032",
         )
-    if hasattr(settings, "PWEXPIRE_RESET_URL") and find_reset_url() is None:
+    if hasattr(settings, "PWEXPIRE_RESET_URL") and not _is_page(find_reset_url()):
         yield Error(
             f"PWEXPIRE_RESET_URL = {conf.reset_url!r} leads to no page.",
-            hint="Set it to the name of the site's view that mails a reset link, or remove it.",
+            hint="Set it to the name of the site's view that mails a reset link, or remove it. If "
+            "another server serves the page, silence this check.",
             id="pwexpire.E033",
         )
+
+
+def _is_page(url: str | None) -> bool:
+    """Whether the site itself serves ``url``."""
+    with suppress(NoReverseMatch, Resolver404):
+        return url is not None and bool(find_page(url))
+    return False
 
 
 @check_urls

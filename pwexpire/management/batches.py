@@ -7,7 +7,6 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from pwexpire.exceptions import TasksUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import BatchState, ExpiryBatch
 
@@ -42,8 +41,7 @@ def find_enqueuer(options: dict[str, Any]) -> Callable[[ExpiryBatch], None] | No
     """Return what hands a batch over to tasks, if that was asked for; refuse if nothing can."""
     if not options["enqueue"]:
         return None
-    from pwexpire.tasks import NO_TASKS, enqueue_expiry, framework
+    from pwexpire.tasks import as_task, enqueue_expiry, work_at_expiry
 
-    if framework is None:  # refused before anything is written
-        raise TasksUnavailable(NO_TASKS)
+    as_task(work_at_expiry)  # refused before anything is written
     return enqueue_expiry

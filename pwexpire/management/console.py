@@ -14,6 +14,8 @@ from pwexpire.services.staging import Progress
 
 # Adds a verb by its name and what it does; returns the parser that takes its arguments.
 AddVerb = Callable[..., ArgumentParser]
+# More than any table has rows, and less than any database takes.
+NUMBER_MAX = 10**12
 
 
 class Console:
@@ -21,7 +23,8 @@ class Console:
 
     def __init__(self, stderr: Any, *, quiet: bool = False) -> None:
         self.stderr = stderr
-        self.quiet = quiet
+        # A job may have closed it, and then Python has none.
+        self.quiet = quiet or sys.stderr is None
 
     def notice(self, text: str) -> None:
         if not self.quiet:
@@ -30,7 +33,8 @@ class Console:
     def confirm(self, what: str) -> None:
         """Ask on a terminal whether to go on; raise ``CommandError`` elsewhere, or on a no."""
         # A job without a terminal has nobody to ask, and its standard input may be closed.
-        if sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty():
+        asking = sys.stderr is not None and has_stdin() and sys.stdin.isatty()
+        if not asking:
             raise CommandError(f"{what} Nothing was done: confirm it with --yes.")
         self.stderr.write(f"{what} Continue? [y/N] ", ending="")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -50,6 +54,18 @@ class Console:
                 bar.refresh()
 
             yield progress
+
+
+def has_stdin() -> bool:
+    return sys.stdin is not None and not sys.stdin.closed
+
+
+def check_number(name: str, number: int | None, *, least: int) -> None:
+    """Raise ``CommandError`` if an option has a number that no query takes."""
+    if number is not None and number < least:
+        raise CommandError(f"--{name} must be {least} or more.")
+    if number is not None and number > NUMBER_MAX:
+        raise CommandError(f"--{name} must be {NUMBER_MAX:,} or less.")
 
 
 def _find_tqdm() -> Any:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,6 +140,46 @@ WRITERS: dict[str, Callable[[Any, Write], None]] = {
     "json": write_json,
     "text": write_text,
 }
+
+
+class _StreamLost(Exception):
+    """Standard output takes no more: its reader has left, or the disk is full."""
+
+
+@contextmanager
+def to_stream(stream: Any) -> Iterator[Write]:
+    """Write to ``stream``; the end of its reader (``head``) ends the work without a word.
+
+    Raises ``CommandError`` where it cannot be written for another reason.
+    """
+    # A fault of the work itself, whose network or disk may break as well, is none of the stream.
+    try:
+        yield partial(_guard, partial(_write_encodable, stream))
+        _guard(stream.flush)
+    except _StreamLost as lost:
+        # Python writes the rest at its exit, and would complain of it.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+        fault = lost.__cause__
+        if isinstance(fault, OSError) and not isinstance(fault, BrokenPipeError):
+            said = f"Standard output cannot be written: {fault.strerror}."
+            raise CommandError(said) from None
+
+
+def _guard(work: Callable[..., object], *args: Any) -> None:
+    try:
+        work(*args)
+    except OSError as error:
+        raise _StreamLost from error
+
+
+def _write_encodable(stream: Any, text: str) -> None:
+    """Write ``text``, with escapes for what the encoding of a terminal does not have."""
+    try:
+        stream.write(text, ending="")
+    except UnicodeEncodeError as error:
+        known = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+        stream.write(known, ending="")
 
 
 @contextmanager

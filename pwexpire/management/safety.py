@@ -7,11 +7,11 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from pwexpire.constants import LOCKING
+from pwexpire.constants import LOCKING, PERMISSION
 from pwexpire.management.console import Console
-from pwexpire.management.selectors import ALLOW_EMPTY, COMBINED, list_some
+from pwexpire.management.selectors import ALLOW_EMPTY, COMBINED, find_user, list_some
 from pwexpire.models import ExpiryBatch, TraceKind
-from pwexpire.services.ranks import find_lockout, find_outranked, may_cancel_own
+from pwexpire.services.ranks import find_lockout, find_outranked, may_cancel_own, may_expire
 from pwexpire.services.report import usernames
 from pwexpire.services.selection import Selection
 from pwexpire.services.trace import write_trace
@@ -26,6 +26,16 @@ def add_safety(parser: ArgumentParser) -> None:
     add("--yes", action="store_true", help="do not ask, whatever the number of users")
     add("--force", action="store_true", help=FORCE)
     add("--allow-empty", action="store_true", help=ALLOW_EMPTY)
+
+
+def find_actor(name: str | None) -> Any:
+    """Return the user whom ``--actor`` names. Raises ``CommandError`` if they may expire nobody."""
+    actor = find_user(name)
+    if actor is not None and not may_expire(actor):
+        raise CommandError(
+            f"{name} is not active, or lacks the permission {PERMISSION}: nothing was done."
+        )
+    return actor
 
 
 def count_selected(selection: Selection, options: dict[str, Any]) -> int:

@@ -23,6 +23,7 @@ from django.utils.dateparse import parse_datetime
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
+from pwexpire.management.console import has_stdin
 from pwexpire.services.selection import Selection, shorten
 from pwexpire.services.status import read_state
 
@@ -224,8 +225,14 @@ def find_user(name: str | None) -> Any:
 
 def read_names(source: str) -> list[str]:
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        if source != "-":
+            text = Path(source).read_text("utf-8-sig")
+        else:
+            text = sys.stdin.read() if has_stdin() else ""
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise CommandError(f"{source} cannot be read: line {line} is not UTF-8.") from None
+    except OSError as error:
         raise CommandError(f"{source} cannot be read: {error}.") from None
     lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines()]
     names = [line for line in lines if line and not line.startswith("#")]

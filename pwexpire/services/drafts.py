@@ -7,7 +7,7 @@ from typing import Any
 from django.utils import timezone
 
 from pwexpire.conf import conf
-from pwexpire.constants import LOCKING
+from pwexpire.constants import LOCKING, REQUIRE_ORDER
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.models import ExpiryBatch, Reason, Require, SessionAction
 from pwexpire.services.status import check_saved
@@ -41,12 +41,12 @@ def _check_reason(reason: Any) -> None:
 
 def _check_require(require: Any) -> None:
     if require not in Require.values:
-        known = ", ".join(f"Require.{name}" for name in Require.names)
+        known = ", ".join(REQUIRE_ORDER)
         raise InvalidRequest(f"Unknown require {require!r}: use one of {known}.")
     if require in LOCKING and not conf.refuses_logins:
         lax = ", ".join(conf.lax_backends)
         raise InvalidRequest(
-            f"Require.{require.upper()} needs a backend that refuses the login"
+            f"The require {require} needs a backend that refuses the login"
             f"{f', and {lax} would not' if lax else ''}: put "
             "pwexpire.backends.PasswordExpiryBackend in place of Django's ModelBackend in "
             "AUTHENTICATION_BACKENDS, and PasswordExpiryMixin before any other."
@@ -55,6 +55,6 @@ def _check_require(require: Any) -> None:
 
 def _check_sessions(sessions: Any, require: str) -> None:
     if sessions not in SessionAction.values:
-        raise InvalidRequest(f"Unknown sessions {sessions!r}: use SessionAction.FLAG or .END.")
+        raise InvalidRequest(f"Unknown sessions {sessions!r}: use flag or end.")
     if require == Require.WARN and sessions == SessionAction.END:
-        raise InvalidRequest("Require.WARN ends no sessions: use SessionAction.FLAG.")
+        raise InvalidRequest("The require warn ends no sessions: use flag.")

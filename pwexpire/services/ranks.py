@@ -8,7 +8,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 
-from pwexpire.constants import LOCKING
+from pwexpire.constants import LOCKING, PERMISSION
 from pwexpire.models import Require
 from pwexpire.services.demands import all_users, open_demand
 from pwexpire.services.password_state import has_password
@@ -22,6 +22,13 @@ class Lockout:
 
     actor: bool
     last_superuser: bool
+
+
+def may_expire(actor: Any) -> bool:
+    """Return whether ``actor`` is active and has the permission that the admin asks for."""
+    # A user model without permissions has none to ask for.
+    has_perm = getattr(actor, "has_perm", lambda name: True)
+    return bool(actor.is_active and has_perm(PERMISSION))
 
 
 def find_outranked(actor: Any, selection: Selection) -> set[Any]:

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import sys
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from django.db import Error as DatabaseFault
 
 from pwexpire.exceptions import PasswordExpiryError
 from pwexpire.management.console import Console
-from pwexpire.management.formats import WRITERS, Write, replacing
+from pwexpire.management.formats import WRITERS, Write, replacing, to_stream
 from pwexpire.management.selectors import refuse_empty_values
 from pwexpire.management.verbs import VERBS
+from pwexpire.retries import first_line
 
 
 class Command(BaseCommand):
@@ -43,19 +44,26 @@ class Command(BaseCommand):
                 WRITERS[options["format"]](answer, write)
         except (PasswordExpiryError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from None
+        except UnicodeEncodeError as error:
+            # Bytes of a command line that are no UTF-8; a database takes no such text.
+            raise CommandError(f"{error.object!a} is not UTF-8, nothing was done.") from None
         except KeyboardInterrupt:
             raise CommandError(
                 "Interrupted. manage.py pwexpire resume goes on with what is in force; "
                 "manage.py pwexpire status counts the unfinished batches."
             ) from None
         except DatabaseFault as error:
-            first_line = str(error).partition("\n")[0]
-            raise CommandError(f"The database refused, is it migrated? {first_line}") from error
+            raise CommandError(
+                f"The database refused: {first_line(error)}. "
+                "If a table or a column is missing, run manage.py migrate."
+            ) from error
 
     def destination(self, options: dict[str, Any]) -> AbstractContextManager[Write]:
         if options.get("output"):
             return replacing(Path(options["output"]), force=options["force"])
-        return nullcontext(partial(self.stdout.write, ending=""))
+        if sys.stdout is None and options.get("stdout") is None:  # a job may have closed it
+            return nullcontext(len)
+        return to_stream(self.stdout)
 
 
 def _add_django_options(parser: ArgumentParser) -> None:

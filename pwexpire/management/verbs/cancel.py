@@ -8,11 +8,10 @@ from django.core.management.base import CommandError
 
 from pwexpire.management.batches import find_batch
 from pwexpire.management.console import AddVerb, Console
-from pwexpire.management.safety import count_selected, refuse_by_rank
+from pwexpire.management.safety import count_selected, find_actor, refuse_by_rank
 from pwexpire.management.selectors import (
     ALLOW_EMPTY,
     add_selectors,
-    find_user,
     names_somebody,
     select,
 )
@@ -22,6 +21,7 @@ from pwexpire.services.demands import all_users, batches_in_force, members
 from pwexpire.services.expired import is_expired
 from pwexpire.services.selection import Selection
 
+ACTOR = "the user who cancels; their permission and rank count"
 REFUSED = TraceKind.CANCELLATION_REFUSED
 
 
@@ -31,11 +31,11 @@ def add(verb: AddVerb) -> None:
     parser.add_argument("--batch", type=int, metavar="ID")
     parser.add_argument("--allow-empty", action="store_true", help=ALLOW_EMPTY)
     parser.add_argument("--note", default="")
-    parser.add_argument("--actor", metavar="NAME", help="the user who cancels; their rank counts")
+    parser.add_argument("--actor", metavar="NAME", help=ACTOR)
 
 
 def run(options: dict[str, Any], console: Console) -> Any:
-    actor = find_user(options["actor"])
+    actor = find_actor(options["actor"])
     given = {"actor": actor, "note": options["note"]}
     if options["batch"] is not None:
         if names_somebody(options):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from django.core.management.base import CommandError
+
 from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.management.batches import COUNTS, ENQUEUE, describe_batch, find_enqueuer
 from pwexpire.management.console import AddVerb, Console
@@ -13,22 +15,27 @@ from pwexpire.management.safety import (
     add_safety,
     confirm_expiry,
     count_selected,
+    find_actor,
     refuse_by_rank,
     refuse_lockout,
 )
 from pwexpire.management.selectors import (
     add_selectors,
     excluded,
-    find_user,
     select,
     selectors_as_typed,
 )
-from pwexpire.models import ExpiryBatch, Reason, SessionAction, TraceKind
+from pwexpire.models import Reason, SessionAction, TraceKind
 from pwexpire.services.batches import expire_everyone, expire_passwords
 from pwexpire.services.drafts import draft_batch
 from pwexpire.services.notices import announce_expiry
 from pwexpire.services.preview import preview_expiry
 from pwexpire.services.selection import Selection
+
+EVERYONE_AT_ONCE = (
+    "--enqueue goes with no --everyone, nothing was done: an expiry of everyone writes into no "
+    "stored session, so that nothing is left to tasks."
+)
 
 
 def add(verb: AddVerb) -> None:
@@ -40,18 +47,21 @@ def add(verb: AddVerb) -> None:
     add("--require", default="change", metavar="|".join(REQUIRE_ORDER))
     add("--sessions", choices=SessionAction.values, default=SessionAction.FLAG.value)
     add("--note", default="")
-    add("--actor", metavar="NAME", help="the user who asks for it; their rank counts")
+    add("--actor", metavar="NAME", help="the user who asks for it; their permission and rank count")
     add("--enqueue", action="store_true", help=ENQUEUE)
     add("--announce", action="store_true", help="send the users an e-mail about it")
     add_safety(parser)
 
 
 def run(options: dict[str, Any], console: Console) -> Any:
-    actor, out = find_user(options["actor"]), excluded(options)
+    if options["everyone"] and options["enqueue"]:
+        raise CommandError(EVERYONE_AT_ONCE)
+    actor, out = find_actor(options["actor"]), excluded(options)
     given = {name: options[name] for name in ("reason", "require", "sessions", "note")}
     given |= {"actor": actor, "selection": selectors_as_typed(options)}
     # Drafted first, so that a dry run refuses whatever the run would refuse.
     draft_batch(**given)
+    enqueue = find_enqueuer(options)
     # Read once: standard input can name the users only once.
     users = select(options, console.notice)
     selection = Selection(users, exclude=out)
@@ -64,22 +74,17 @@ def run(options: dict[str, Any], console: Console) -> Any:
     if count == 0:
         return {"batch": None, **dict.fromkeys(COUNTS, 0)}
     confirm_expiry(options, count, console)
-    batch = _expire_selected(options, users, {**given, "exclude": out}, console)
+    given["exclude"] = out
+    with console.progress() as progress:
+        if options["everyone"]:
+            batch = expire_everyone(**given, progress=progress)
+        else:
+            defer = enqueue is not None
+            batch = expire_passwords(users, **given, progress=progress, defer=defer)
+    if enqueue is not None:
+        enqueue(batch)
     answer = describe_batch(batch)
     if options["announce"] and batch.number is not None:  # without a number it reached nobody
         report = announce_expiry(batch)
         answer |= {"mails_sent": report.sent, "mails_failed": report.failed}
     return answer
-
-
-def _expire_selected(
-    options: dict[str, Any], users: Any, given: dict[str, Any], console: Console
-) -> ExpiryBatch:
-    enqueue = None if options["everyone"] else find_enqueuer(options)
-    with console.progress() as progress:
-        if options["everyone"]:
-            return expire_everyone(**given, progress=progress)
-        batch = expire_passwords(users, **given, progress=progress, defer=enqueue is not None)
-    if enqueue is not None:
-        enqueue(batch)
-    return batch

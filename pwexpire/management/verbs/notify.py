@@ -6,9 +6,8 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from pwexpire.exceptions import TasksUnavailable
 from pwexpire.management.batches import find_batch
-from pwexpire.management.console import AddVerb, Console
+from pwexpire.management.console import AddVerb, Console, check_number
 from pwexpire.management.selectors import add_selectors, excluded, names_somebody, select_or_all
 from pwexpire.models import ExpiryBatch
 from pwexpire.services.notices import NoticeReport, announce_expiry, notify_users, retry_unsent
@@ -32,8 +31,7 @@ def add(verb: AddVerb) -> None:
 
 def run(options: dict[str, Any], console: Console) -> Any:
     limit, dry_run = options["limit"], options["dry_run"]
-    if limit is not None and limit < 1:
-        raise CommandError("--limit must be 1 or more.")
+    check_number("limit", limit, least=1)
     batch = _find_announced(options)
     if options["enqueue"]:
         return _enqueue_notices(options, batch)
@@ -62,10 +60,8 @@ def _find_announced(options: dict[str, Any]) -> ExpiryBatch | None:
 
 
 def _enqueue_notices(options: dict[str, Any], batch: ExpiryBatch | None) -> dict[str, Any]:
-    from pwexpire.tasks import NO_TASKS, enqueue_notices, framework
+    from pwexpire.tasks import enqueue_notices
 
-    if framework is None:
-        raise TasksUnavailable(NO_TASKS)
     if names_somebody(options) or options["limit"] is not None:
         raise CommandError("--enqueue goes with no selector and no --limit.")
     if options["dry_run"] or options["retry_unsent"]:

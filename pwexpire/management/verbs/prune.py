@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from django.core.management.base import CommandError
 from django.db import Error as DatabaseFault
 
 from pwexpire.feed import feed, is_missing_table
-from pwexpire.management.console import AddVerb, Console
+from pwexpire.management.console import AddVerb, Console, check_number
 from pwexpire.services.history import prune_history
 from pwexpire.services.index import prune_index
 from pwexpire.services.pruning import (
@@ -38,8 +37,7 @@ def add(verb: AddVerb) -> None:
 
 
 def run(options: dict[str, Any], console: Console) -> Any:
-    if options["chunk"] < 1:
-        raise CommandError("--chunk must be 1 or more.")
+    check_number("chunk", options["chunk"], least=1)
     return {name: _prune(prune, options["chunk"], console) for name, prune in PRUNERS.items()}
 
 

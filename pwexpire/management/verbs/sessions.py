@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from django.core.management.base import CommandError
-
 from pwexpire.feed import feed
-from pwexpire.management.console import AddVerb, Console
+from pwexpire.management.console import AddVerb, Console, check_number
 from pwexpire.management.formats import Rows
 from pwexpire.management.selectors import find_user
 from pwexpire.models import SessionEntry
@@ -29,8 +27,7 @@ def add(verb: AddVerb) -> None:
 
 
 def run(options: dict[str, Any], console: Console) -> Any:
-    if options["limit"] is not None and options["limit"] < 0:
-        raise CommandError("--limit must be 0 or more.")
+    check_number("limit", options["limit"], least=0)
     adapter, user = get_adapter(), find_user(options["user"])
     if adapter.supports_enumerate:
         stored = adapter.sessions()
