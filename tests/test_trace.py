@@ -16,6 +16,7 @@ from django.contrib.sessions.backends.file import SessionStore
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connections
 from django.db.models import F, Value
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Lower
 from django.db.models.lookups import Exact
 from django.test import Client
@@ -210,6 +211,14 @@ def test_the_name_of_a_deleted_user_is_nowhere(alice, bob, root):
         people.filter(pk__in=people.filter(username="alice").values("pk")),
         people.annotate(low=Lower("username")).filter(low="alice"),
         people.filter(Exact(Value("alice"), F("username"))),
+        people.filter(is_staff=False).filter(Exact(Value("alice"), F("username"))),
+        people.filter(pwexpire_demands__batch__note="alice"),
+        people.filter(user_permissions__codename__in=["alice"], groups__name="it"),
+        people.extra(
+            where=["username = 'alice' or username = 'Alice O''Hara' or username = %s"],
+            params=["alice"],
+        ),
+        people.filter(pk__in=RawSQL("SELECT id FROM auth_user WHERE username = %s", ["alice"])),
     ):
         services.cancel_expiry(alice)
         services.expire_passwords(chosen, actor=root, exclude=people.filter(username="root"))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from datetime import date, time, timedelta
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import EmptyResultSet, FullResultSet, ValidationError
@@ -25,6 +28,14 @@ PAGE = 1_000
 # How much of what was asked for is kept for the record, and of each value in it.
 WORDS_MAX = 1_000
 VALUE_MAX = 40
+# A value of these types is nobody's name.
+PLAIN = (int, float, Decimal, date, time, timedelta, UUID)
+# A text in SQL, and what stands before a value that is compared with a column.
+LITERAL = re.compile(r"'(?:[^']|'')*'")
+COMPARED = re.compile(
+    r'["`](\w+)["`]\.["`](\w+)["`](?:::\w+)?\s+'
+    r"(?:=|<>|[<>]=?|LIKE(?: BINARY)?|IN|BETWEEN)\s*\(?$"
+)
 
 
 class Selection:
@@ -156,7 +167,9 @@ def _in_words(users: QuerySet[Any] | set[Any]) -> str:
     try:
         compiler = users.query.get_compiler(feed.using)
         condition, values = compiler.compile(users.query.where)
-        return str(condition % tuple(_hide_names(str(condition), list(values))))
+        # A text that stands in the SQL itself (``extra``, ``RawSQL``).
+        said = LITERAL.sub(lambda text: text[0] if len(text[0]) < 4 else "'…'", str(condition))
+        return said % tuple(_hide_names(said, list(values)))
     except EmptyResultSet:
         return "nobody"
     except FullResultSet:
@@ -166,23 +179,34 @@ def _in_words(users: QuerySet[Any] | set[Any]) -> str:
 
 
 def _hide_names(condition: str, values: list[Any]) -> list[str]:
-    """The values of a condition in words, without what is compared with a text of a user.
+    """The values of a condition in words, without what may be a text of a user.
 
-    A name, an address or a part of one outlives its user in a batch; a text that is compared with
-    no known column counts as one.
+    A name, an address or a part of one outlives its user in a batch. Readable is what is compared
+    with a column that holds none: of a group's name, or of the users themselves and no text.
     """
-    texts = (models.CharField, models.TextField)
-    fields = get_user_model()._meta.concrete_fields
-    hidden = {field.column for field in fields if isinstance(field, texts)} | {""}
-    said, column = [], ""
+    said, readable = [], False
     for before, value in zip(condition.split("%s"), values, strict=False):
+        compared = COMPARED.search(before)
         # The values of a list follow one another, with no column between them.
-        column = (re.findall(r'["`](\w+)["`]', before) or [column])[-1]
-        if isinstance(value, str) and column in hidden:
-            local, at, domain = value.rpartition("@")
-            value = (local if local in ("", "%") else "…") + at + domain if at else "…"
-        said.append(_value_in_words(value))
+        if compared is not None:
+            readable = _holds_no_name(*compared.groups())
+        elif before.strip() != ",":
+            readable = False
+        if readable or value is None or isinstance(value, PLAIN):
+            said.append(_value_in_words(value))
+        else:
+            local, at, domain = str(value).rpartition("@")
+            hidden = (local if local in ("", "%") else "…") + at + domain if at else "…"
+            said.append(_value_in_words(hidden))
     return said
+
+
+def _holds_no_name(table: str, column: str) -> bool:
+    if (table, column) == ("auth_group", "name"):
+        return True
+    meta, texts = get_user_model()._meta, (models.CharField, models.TextField)
+    plain = {field.column for field in meta.concrete_fields if not isinstance(field, texts)}
+    return table == meta.db_table and column in plain
 
 
 def _value_in_words(value: Any) -> str:
