@@ -219,24 +219,24 @@ def test_old_passwords_are_kept_while_nobody_knows_how_many(alice, settings):
 
 @pytest.mark.parametrize("name", ["POLICY", "SECOND_FACTOR", "APPLIES_TO"])
 @pytest.mark.parametrize("given", [by_error, HERE + "by_error"], ids=str)
-def test_e035_a_callable_that_raises(settings, name, given):
+def test_e037_a_callable_that_raises(settings, name, given):
     setattr(settings, f"PWEXPIRE_{name}", given)
     (error,) = checks.policies.check_answers(None)
-    assert error.id == "pwexpire.E035" and error.hint
+    assert error.id == "pwexpire.E037" and error.hint
     assert f"PWEXPIRE_{name} raised ZeroDivisionError" in error.msg
     with pytest.raises(CommandError, match=r"raised ZeroDivisionError.*is not saved"):
         call_command("pwexpire", "check")
 
 
 @pytest.mark.parametrize("given", [by_number, by_callable])
-def test_e035_a_policy_callable_that_names_no_policy(settings, given):
+def test_e037_a_policy_callable_that_names_no_policy(settings, given):
     settings.PWEXPIRE_POLICY = given
     (error,) = checks.policies.check_answers(None)
-    assert error.id == "pwexpire.E035" and "which is no policy" in error.msg
+    assert error.id == "pwexpire.E037" and "which is no policy" in error.msg
 
 
 @pytest.mark.parametrize("given", [by_fault, by_row, lambda user: None, lambda user: "nist"])
-def test_no_e035_where_nobody_knows_better(settings, given):
+def test_no_e037_where_nobody_knows_better(settings, given):
     settings.PWEXPIRE_POLICY = given
     assert checks.policies.check_answers(None) == []
 

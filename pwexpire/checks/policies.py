@@ -143,5 +143,5 @@ def check_answers() -> Messages:
                 f"PWEXPIRE_{name} {wrong} when it was asked about a user who is not saved.",
                 hint="Let it answer for every user; manage.py pwexpire check asks it about users "
                 "of the site.",
-                id="pwexpire.E035",
+                id="pwexpire.E037",
             )
