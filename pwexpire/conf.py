@@ -12,11 +12,13 @@ from django.conf import settings
 
 from pwexpire.loading import ask_policy, find_policy, load_path, load_policy, load_predicate
 from pwexpire.logins import is_lax, refuses_logins
-from pwexpire.policy import GROUP, PRESETS, Chosen, Policy, choose_for
+from pwexpire.policy import GROUP, PRESETS, UNREADABLE, Chosen, Policy, choose_for
 
 T = TypeVar("T")
 PolicyFor = Callable[[Any], Chosen]
 ROLES = ("staff", "superuser", "default")
+# What may be a callable that is asked about a user.
+ASKED = ("POLICY", "SECOND_FACTOR", "APPLIES_TO")
 # As many characters as the column has.
 SLUG_MAX = 40
 # What a callable or a mapping says of a user may change while they are logged in.
@@ -88,7 +90,8 @@ DAY = timedelta(hours=24)
 SETTINGS: dict[str, Setting] = {
     "POLICY": Setting(
         None,
-        (NoneType, Policy, str, dict, Callable),
+        # A value of another type is no policy either, and must not be read as none.
+        (object, bool),
         "a Policy, the name of a preset, a dict of those, or a callable (or the path to one)",
         _is_policy,
     ),
@@ -198,7 +201,7 @@ class Conf:
             ]
         else:
             parts = [_name_decisive(value)]
-        parts += [_name_decisive(read_setting(name)) for name in ("SECOND_FACTOR", "APPLIES_TO")]
+        parts += [_name_decisive(read_setting(name)) for name in ASKED[1:]]
         return "|".join(filter(None, parts)) or None
 
     @property
@@ -213,12 +216,12 @@ class Conf:
     def rules(self) -> dict[str, Policy] | None:
         """Rule -> policy, under ``""`` where there is one for all; ``None``: a callable knows.
 
-        A rule that leads to no policy is left out.
+        ``UNREADABLE`` for a rule that leads to no policy.
         """
         value = read_setting("POLICY")
         if isinstance(value, dict):
             loaded = {key: load_policy(one) for key, one in value.items() if isinstance(key, str)}
-            return {key: one for key, one in loaded.items() if isinstance(one, Policy)}
+            return {k: one if isinstance(one, Policy) else UNREADABLE for k, one in loaded.items()}
         value = load_policy(value)
         if callable(value):
             return None

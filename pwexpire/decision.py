@@ -22,7 +22,7 @@ class Access(Enum):
 
 class AccessReason(Enum):
     OFF = "enforcement is off"
-    DEMANDED_BEFORE_FAULT = "the record cannot be asked, and a demand is known"
+    DEMANDED_BEFORE_FAULT = "the record or the policy cannot be asked, and a demand is known"
     FAIL_CLOSED = "nothing can be asked, and the site wants nobody to pass then"
     FAIL_OPEN = "nothing can be asked"
     NOTHING_NEW = "nothing was demanded since the session was cleared"
@@ -158,6 +158,19 @@ class Question:
         return state.ages is None or self.now < state.ages
 
     @property
+    def in_doubt(self) -> bool:
+        """Whether nothing holds the user but perhaps a policy that cannot be read."""
+        excused = self.exempt_backend or self.modes.report_only
+        held = self.password_state.held or self.by_hand
+        return self.password_state.in_doubt and not (held or excused)
+
+    @property
+    def held_before_doubt(self) -> bool:
+        assert self.state is not None
+        flagged = self.state.is_flagged_after(self.state.stamp)
+        return self.in_doubt and flagged and not self.impersonated
+
+    @property
     def number(self) -> int:
         """An age has no number: it gets one that no session was cleared for.
 
@@ -210,6 +223,13 @@ ROWS: tuple[Row, ...] = (
     ),
     # An end was asked for by somebody, so it counts in a trial run and for every backend.
     (lambda q: q.ended, Access.END, AccessReason.ENDED),
+    # As with a database that does not answer: what is known goes on to hold.
+    (lambda q: q.held_before_doubt, Access.HOLD, AccessReason.DEMANDED_BEFORE_FAULT),
+    (
+        lambda q: q.in_doubt and q.modes.fail_closed,
+        Access.HOLD,
+        AccessReason.FAIL_CLOSED,
+    ),
     (
         lambda q: not (q.password_state.held or q.by_hand),
         Access.PASS,

@@ -214,11 +214,14 @@ def find_redirect(request: HttpRequest, response: HttpResponseBase) -> HttpReque
     there = urlsplit(urljoin(here, response.headers.get("Location", here)))
     if there.netloc != request.get_host() or there.path == request.path:
         return None
-    found = HttpRequest()
-    found.path = there.path
-    found.path_info = strip_prefix(there.path)
-    found.urlconf = getattr(request, "urlconf", None)
-    return found
+    return make_request(there.path, getattr(request, "urlconf", None))
+
+
+def make_request(path: str, urlconf: Any) -> HttpRequest:
+    """A request of which nothing but its address is known."""
+    made = HttpRequest()
+    made.path, made.path_info, made.urlconf = path, strip_prefix(path), urlconf
+    return made
 
 
 def explain_loop(change_path: str, path: str, match: ResolverMatch | None) -> str:
@@ -228,4 +231,13 @@ def explain_loop(change_path: str, path: str, match: ResolverMatch | None) -> st
         f"The password-change page {change_path} redirects to {path}, which is held until the "
         f"password is changed: {name} PWEXPIRE_EXEMPT_VIEWS, or let the part of the site that "
         f"redirects leave {change_path} alone."
+    )
+
+
+def explain_urlconf(change_path: str, path: str, urlconf: Any) -> str:
+    """Why the change page is nowhere before a middleware has set the URLconf, and what to do."""
+    return (
+        f"The password-change page {change_path}, where {path} leads, is in the URLconf {urlconf}, "
+        "which a middleware behind PasswordExpiryMiddleware sets: let PasswordExpiryMiddleware "
+        "stand behind it."
     )

@@ -27,7 +27,7 @@ class FaultLog:
         # Text -> when its last line was written, and how often it was left out since.
         self._known: dict[str, tuple[float, int]] = {}
 
-    def error(self, text: str, error: Exception) -> None:
+    def error(self, text: str, error: object) -> None:
         with self._lock:  # else two threads both take themselves for the first
             now = time.monotonic()
             since, left_out = self._known.get(text, (float("-inf"), 0))

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from django.db import Error, OperationalError, ProgrammingError, connections, ro
 from django.db.models import F, Max, Q
 
 from pwexpire.conf import conf
+from pwexpire.constants import LOCKING
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.faults import fault_log
 from pwexpire.models import (
@@ -35,6 +37,8 @@ USERS_MAX = 50_000
 CLEARANCES_MAX = 50_000
 BACKOFF_SECONDS = 1.0
 NEVER = float("-inf")
+# How long after an expiry its sessions may have left a trace; the last may be ended days after it.
+TRACED = timedelta(days=30)
 
 ClearanceKey = tuple[str, str, int, str, bool, str | None]
 
@@ -58,6 +62,7 @@ class View:
 
     ``polled``: the counter is asked for again and again, so no session can begin after it.
     ``generation``: how often this process itself had written something when it was read.
+    ``traced_until``: until when a session may be found that was ended with a trace.
     """
 
     counter: int = 0
@@ -69,6 +74,7 @@ class View:
     policy_key: str | None = None
     polled: bool = True
     generation: int = 0
+    traced_until: float = 0.0
 
     def demand(self, user_id: str) -> int:
         return max(self.floor, self.users.get(user_id, 0))
@@ -222,31 +228,36 @@ class Feed:
             EnforcementState.objects.using(using).values_list("counter", flat=True).first() or 0
         )
         if old is not None and old.counter == counter:
-            return View(counter, old.floor, old.users, old.clearances)
+            return View(
+                counter, old.floor, old.users, old.clearances, traced_until=old.traced_until
+            )
         known = old if old is not None and old.counter < counter else View()
-        floor = max(known.floor, self._read_floor(using, known.counter))
+        floor, traced_until = self._read_floor(using, known.counter)
+        floor, traced_until = max(known.floor, floor), max(known.traced_until, traced_until)
         rows = self._read_users(using, known.counter)
         users = dict(known.users)
         for user_id, number in rows:
             users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
         if len(rows) > USERS_MAX or len(users) > USERS_MAX:
             floor, users = max(floor, counter), {}
-        return View(counter, floor, users, known.clearances)
+        return View(counter, floor, users, known.clearances, traced_until=traced_until)
 
     @staticmethod
-    def _read_floor(using: str, after: int) -> int:
-        """The newest number after ``after`` that is demanded of everybody."""
+    def _read_floor(using: str, after: int) -> tuple[int, float]:
+        """The newest number after ``after`` that is demanded of everybody, and ``traced_until``."""
         # Sessions that were ended stay ended, though the demand behind it was cancelled.
-        on_everyone = (
+        on_everyone = Q(cancelled_at__isnull=True) | Q(sessions=SessionAction.END)
+        on_everyone &= Q(everyone=True) & ~Q(require=Require.WARN)
+        found = (
             ExpiryBatch.objects.using(using)
-            .filter(
-                Q(cancelled_at__isnull=True) | Q(sessions=SessionAction.END),
-                number__gt=after,
-                everyone=True,
+            .filter(number__gt=after)
+            .aggregate(
+                top=Max("number", filter=on_everyone),
+                locked=Max("activated_at", filter=Q(require__in=LOCKING)),
             )
-            .exclude(require=Require.WARN)
         )
-        return on_everyone.aggregate(top=Max("number"))["top"] or 0
+        locked = found["locked"]
+        return found["top"] or 0, (locked + TRACED).timestamp() if locked else 0.0
 
     @staticmethod
     def _read_users(using: str, after: int) -> list[tuple[Any, int | None]]:

@@ -1,30 +1,26 @@
 """Policies and callables that settings name. A wrong one fails no page, and frees nobody.
 
 What cannot be loaded, or raises, is read strictly: it applies to everybody, nobody has a second
-factor, and there is no policy, while demands go on to hold. It is logged once in each process.
+factor, and the policy is one that cannot be read. It is logged once a minute and process.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
+from django.core.exceptions import ObjectDoesNotExist
 from django.db import Error as DatabaseFault
 from django.utils.module_loading import import_string
 
-from pwexpire.policy import PRESETS, Policy
+from pwexpire.faults import fault_log
+from pwexpire.policy import PRESETS, UNREADABLE, Policy
 
-logger = logging.getLogger("pwexpire")
 Predicate = Callable[[Any], bool]
-# So that a page that is asked a thousand times logs its mistake once.
-_logged: set[tuple[str, str]] = set()
 
 
-def log_once(setting: str, why: str) -> None:
-    if (setting, why) not in _logged:
-        _logged.add((setting, why))
-        logger.error("PWEXPIRE_%s %s; manage.py check says more.", setting, why)
+def log_wrong(setting: str, why: str) -> None:
+    fault_log.error(f"PWEXPIRE_{setting} {why}", "manage.py pwexpire check says more")
 
 
 def load_path(path: str) -> Any:
@@ -43,7 +39,7 @@ def load_predicate(setting: str, value: Any, *, strict: bool) -> Predicate | Non
     found = load_path(value) if isinstance(value, str) else value
     if not callable(found):
         if value is not None:
-            log_once(setting, "is no callable")
+            log_wrong(setting, "is no callable")
         return None
 
     def ask(user: Any) -> bool:
@@ -52,7 +48,7 @@ def load_predicate(setting: str, value: Any, *, strict: bool) -> Predicate | Non
         except DatabaseFault:  # a fault of the database is answered as such
             raise
         except Exception as error:
-            log_once(setting, f"raised {type(error).__name__}")
+            log_wrong(setting, f"raised {type(error).__name__}")
             return strict
 
     return ask
@@ -66,20 +62,47 @@ def find_policy(value: Any) -> Any:
 
 
 def load_policy(value: Any) -> Any:
-    """As ``find_policy``; what leads to none is logged."""
+    """As ``find_policy``; what leads to none is logged, and ``UNREADABLE``."""
     found = find_policy(value)
     if found is None and value is not None:
-        log_once("POLICY", "leads to no policy")
+        log_wrong("POLICY", "leads to no policy")
+        return UNREADABLE
     return found
 
 
 def ask_policy(policy_for: Callable[[Any], Any], user: Any) -> Policy:
-    """The policy of ``user``; an empty one where ``policy_for`` names none."""
+    """The policy of ``user``: an empty one for ``None``, ``UNREADABLE`` for what is no policy."""
     try:
         found = load_policy(policy_for(user))
     except DatabaseFault:
         raise
     except Exception as error:
-        log_once("POLICY", f"raised {type(error).__name__}")
-        found = None
-    return found if isinstance(found, Policy) else Policy()
+        log_wrong("POLICY", f"raised {type(error).__name__}")
+        return UNREADABLE
+    if found is None:
+        return Policy()
+    return found if isinstance(found, Policy) else UNREADABLE
+
+
+def explain_answer(setting: str, value: Any, user: Any) -> str | None:
+    """Return what is wrong with the answer of a callable of the site about ``user``, or ``None``.
+
+    A fault of the database is none of it, and a user who is not saved has no related rows.
+    """
+    if setting == "POLICY":
+        asked = find_policy(value)
+    else:
+        asked = load_path(value) if isinstance(value, str) else value
+    if not callable(asked):
+        return None
+    try:
+        answer = asked(user)
+    except DatabaseFault:
+        return None
+    except Exception as error:
+        if user._state.adding and isinstance(error, ObjectDoesNotExist):
+            return None
+        return f"raised {type(error).__name__}"
+    if setting != "POLICY" or answer is None or isinstance(find_policy(answer), Policy):
+        return None
+    return f"answered {answer!r}, which is no policy,"

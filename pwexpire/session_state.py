@@ -62,6 +62,7 @@ class RequestState:
     ``state``: the session as it came, or as it became on the way to the view; ``None`` if nobody
     is logged in by it. ``gone_key``: of the cookie, if there is no such session. ``fault``: why
     it could not be read. ``logged_in``: a login happened.
+    ``urlconf``: by which a held request was judged before the view.
     ``failed_change``: the request only tells others of a wrong old password on a change page.
     """
 
@@ -72,6 +73,7 @@ class RequestState:
     held: bool = False
     answered: bool = False
     reached: bool = False
+    urlconf: Any = None
     logged_in: bool = False
     failed_change: bool = False
     status: Any = UNKNOWN

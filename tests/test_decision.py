@@ -75,10 +75,14 @@ RECORDS = {
     "an old end": PasswordState(ended=STAMP),
     "an end": PasswordState(ended=NEWER),
     "an end and a reset": PasswordState(ended=NEWER, demand=NEWER, opened=opened("reset")),
+    "a doubt": PasswordState(in_doubt=True),
+    "a doubt and a reset": PasswordState(in_doubt=True, demand=NEWER, opened=opened("reset")),
+    "a doubt and an end": PasswordState(in_doubt=True, ended=NEWER),
 }
-HOLDING = set(RECORDS) - {"nothing", "an age that only warns", "an old end", "an end"}
-LOCKING = {"a reset", "a denial", "an end and a reset"}
-ENDING = {"an end", "an end and a reset"}
+FREE = {"nothing", "an age that only warns", "an old end", "an end", "a doubt"}
+HOLDING = set(RECORDS) - FREE - {"a doubt and an end"}
+LOCKING = {"a reset", "a denial", "an end and a reset", "a doubt and a reset"}
+ENDING = {"an end", "an end and a reset", "a doubt and an end"}
 MODES = {
     "on": Modes(exempt_backends=frozenset({SSO})),
     "closed": Modes(exempt_backends=frozenset({SSO}), fail_closed=True),
@@ -158,6 +162,9 @@ def expect(cell):
     by_hand = cell.flag == "a flag by hand" and cell.root is None  # law 1
     grace = cell.login == "by a grace login" and who == "an age with grace" and not by_hand
     excused = grace or cell.login == "by an exempt backend" or cell.mode == "report"
+    if who == "a doubt" and not excused and not by_hand:
+        known = cell.flag == "a newer flag" and cell.root is None
+        return Access.HOLD if known or cell.mode == "closed" else Access.PASS
     if excused or not (who in HOLDING or by_hand):
         return Access.PASS
     if cell.root is not None:

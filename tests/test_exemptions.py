@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from time import monotonic
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +13,15 @@ from django.contrib import admin
 from django.contrib.auth import get_user, views
 from django.core.management import CommandError, call_command
 from django.http import HttpResponse, HttpResponseRedirect
-from django.test import override_settings
+from django.test import Client, override_settings
 from django.urls import clear_script_prefix, include, path, set_script_prefix
 from django.utils import translation
 
 from pwexpire import exemptions, pages, services
 from pwexpire.decorators import password_expiry_exempt
 from pwexpire.management import probe
+from pwexpire.middleware import arrivals as arrivals_module
+from pwexpire.middleware.arrivals import arrivals
 from pwexpire.views import LogoutView as OurLogout
 from tests.support import NEW, OLD, change_password, is_held
 from tests.urls import home, plain, urlpatterns
@@ -129,8 +132,6 @@ def test_an_interstitial_that_sends_from_the_change_page_to_a_held_page(
 
 
 def _log_in(user):
-    from django.test import Client
-
     with override_settings(MIDDLEWARE=[]):
         client = Client()
         client.force_login(user)
@@ -151,6 +152,103 @@ def test_a_redirect_from_the_change_page_to_no_page_is_a_loop(held, settings):
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.Terms"]
     answer = held.get(CHANGE)
     assert answer.status_code == 503 and b"name its view in" in answer.content
+
+
+def follow(browser, path, hops=20):
+    """As a browser does; returns the last answer."""
+    for _ in range(hops):
+        answer = browser.get(path)
+        if answer.status_code not in (302, 303):
+            return answer
+        path = answer["Location"]
+    raise AssertionError("an endless circle")
+
+
+@pytest.mark.parametrize("name", ["terms", ""])
+def test_an_interstitial_in_front_that_sends_to_a_held_page(
+    engine, server, alice, settings, site, name
+):
+    settings.MIDDLEWARE = [f"{__name__}.Terms", *settings.MIDDLEWARE]
+    site(path("terms/", terms, name=name))
+    browser = server()
+    browser.cookies["sessionid"] = _log_in(alice)
+    services.expire_passwords(alice)
+    answer = follow(browser, "/")
+    said = answer.content.decode()
+    assert answer.status_code == 503
+    assert CHANGE in said and "/terms/" in said and "PWEXPIRE_EXEMPT_VIEWS" in said
+    assert ("'terms'" in said) is bool(name)
+    settings.MIDDLEWARE = settings.MIDDLEWARE[1:]
+    browser = server()
+    browser.cookies["sessionid"] = _log_in(alice)
+    assert follow(browser, "/terms/").status_code == 200
+
+
+def test_who_follows_no_redirect_or_arrives_is_in_no_circle(held, monkeypatch):
+    for _ in range(9):
+        assert held.get("/").status_code == 302
+    for _ in range(9):
+        assert follow(held, "/").status_code == 200
+    cookies = {"HTTP_COOKIE": f"sessionid={held.cookies['sessionid'].value}"}
+    for seconds in (11, 22, 33, 44):
+        held.get("/")
+        for environ in ({"PATH_INFO": CHANGE}, {"PATH_INFO": "/"} | cookies):
+            arrivals.begin(environ=environ)
+        arrivals.begin(environ={"PATH_INFO": CHANGE} | cookies)
+        monkeypatch.setattr(arrivals_module.time, "monotonic", lambda s=seconds: monotonic() + s)
+    assert held.get("/").status_code == 302
+
+
+def test_who_is_sent_is_remembered_within_bounds(held, alice, monkeypatch):
+    arrivals._sent.clear()
+    monkeypatch.setattr(arrivals_module, "SENT_MAX", 1)
+    held.get("/")
+    other = Client()
+    other.force_login(alice)
+    other.get("/")
+    assert len(arrivals._sent) == 1
+
+
+class Elsewhere:
+    """Serves the site below another URLconf."""
+
+    urls = ()
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        request.urlconf = self.urls
+        return self.get_response(request)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_middleware_behind_that_sets_another_urlconf(
+    server, alice, settings, monkeypatch, taken, behind
+):
+    pages = [path("here/", include("pwexpire.urls")), path("", terms)]
+    pages += [path(CHANGE[1:], terms)] if taken else []
+    monkeypatch.setattr(Elsewhere, "urls", (*pages, *urlpatterns[-4:]))
+    at = len(settings.MIDDLEWARE) - (not behind)
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE]
+    settings.MIDDLEWARE.insert(at, f"{__name__}.Elsewhere")
+    browser = server()
+    browser.cookies["sessionid"] = _log_in(alice)
+    services.expire_passwords(alice)
+    answer = follow(browser, "/")
+    assert answer.status_code == (503 if behind else 200)
+    if behind:
+        said = answer.content.decode()
+        assert CHANGE in said and "/here/password-change/" in said and "URLconf" in said
+    assert browser.post("/").status_code == 303
+
+
+def test_another_urlconf_with_the_same_change_page(held, settings, monkeypatch):
+    pages = (path("account/", include("pwexpire.urls")), path("exempt/", terms))
+    monkeypatch.setattr(Elsewhere, "urls", (*pages, *urlpatterns[-4:]))
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.Elsewhere"]
+    assert held.get("/exempt/")["Location"].startswith(CHANGE)
 
 
 def test_an_exempt_page_may_redirect_to_a_held_one(held, site):

@@ -18,6 +18,7 @@ from django.utils.encoding import force_bytes
 from django.utils.http import urlsafe_base64_encode
 
 from pwexpire import services
+from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.feed import feed
 from pwexpire.models import Demand, EnforcementState, PasswordRecord
 from pwexpire.services import Reason, SessionAction
@@ -351,6 +352,42 @@ def test_an_anonymous_visitor_costs_nothing(engine, server, settings, count_quer
     assert "Vary" not in response.headers or "Cookie" not in response.headers["Vary"]
 
 
+@pytest.mark.parametrize("read", [True, False])
+def test_a_cookie_of_no_session_costs_what_it_costs_to_look_for_the_session(
+    engine, server, alice, settings, count_queries, read
+):
+    settings.PWEXPIRE_POLL_SECONDS = 60
+    services.expire_passwords(alice)
+    login(server, alice).get("/")  # the view of this process
+    browser = server()
+    browser.cookies["sessionid"] = "x" * 32
+
+    def fetch():
+        with count_queries() as queries:
+            response = browser.get("/" if read else "/plain/")
+        kept = response.cookies.get("sessionid"), response.headers.get("Vary")
+        browser.cookies["sessionid"] = "x" * 32
+        return len(queries), [str(one) for one in kept]
+
+    with_us = fetch()
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "pwexpire" not in name]
+    browser = server()
+    browser.cookies["sessionid"] = "x" * 32
+    without = fetch()
+    loads = not read and engine.endswith("db")
+    assert with_us[0] == without[0] + loads
+    if not (read and engine.endswith("signed_cookies")):
+        assert with_us[1] == without[1]
+
+
+def test_a_site_that_saves_every_session_takes_a_cookie_of_none_away(server, settings):
+    settings.SESSION_SAVE_EVERY_REQUEST = True
+    browser = server()
+    browser.cookies["sessionid"] = "x" * 32
+    response = browser.get("/plain/")
+    assert response.status_code == 200 and response.cookies["sessionid"].value == ""
+
+
 def test_a_view_that_reads_no_session_gets_no_vary(engine, server, alice):
     response = login(server, alice).get("/plain/")
     assert "Cookie" not in response.headers.get("Vary", "")
@@ -475,6 +512,14 @@ def test_others_are_the_sites_choice(engine, server, alice, broken, settings, cl
     browser = login(server, alice)
     with broken[0], broken[1]:
         assert browser.get("/").status_code == (503 if closed else 200)
+
+
+@pytest.mark.parametrize("error", [OperationalError("down"), EnforcementUnavailable("down")])
+def test_a_cookie_of_no_session_fails_no_page_while_the_database_is_down(server, settings, error):
+    browser = server()
+    browser.cookies["sessionid"] = "x" * 32
+    with mock.patch("pwexpire.middleware.ended.feed.view", side_effect=error):
+        assert browser.get("/plain/").status_code == 200
 
 
 # Ending sessions.

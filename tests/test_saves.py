@@ -481,3 +481,24 @@ def test_a_change_that_is_still_to_come_counts_as_now(alice, bob, settings):
     assert run("prune")["future_changes"] == 1 and run("status")["future_changes"] == 0
     with Clock(timezone.now() + timedelta(days=91)).everywhere():
         assert is_due(alice)
+
+
+@pytest.mark.parametrize("none", ["!", "", "*"])
+@pytest.mark.parametrize("history", [0, 4])
+def test_the_same_password_after_there_was_none(alice, settings, history, none):
+    settings.PWEXPIRE_POLICY = Policy(history=history)
+    services.expire_passwords(alice)
+    alice.set_unusable_password()
+    alice.save()
+    get_user_model().objects.filter(pk=alice.pk).update(password=none)
+    assert not services.password_status(alice).must_change
+    alice = get_user_model().objects.get(pk=alice.pk)
+    alice.set_password(OLD)
+    alice.save()
+    # Without a history nobody knows any more what it was.
+    assert services.password_status(alice).must_change is bool(history)
+    kept = [alice.password] if history else []
+    assert list(OldPassword.objects.values_list("encoded", flat=True)) == kept
+    alice.set_password(NEW)
+    alice.save()
+    assert not services.password_status(alice).must_change

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import timedelta
 from functools import partial
+from io import StringIO
 from unittest import mock
 
 import pytest
@@ -760,6 +761,39 @@ def test_the_command_explains_all_of_it(alice, bob, settings, refusing):
     settings.PWEXPIRE_ENFORCE = "report"
     said = " ".join(explain(alice)["sentences"])
     assert "PWEXPIRE_APPLIES_TO says so" in said and "only counted" in said
+
+
+@pytest.mark.parametrize("grace", [0, 2])
+def test_check_says_what_the_next_request_does(alice, settings, client, grace):
+    settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=90), grace_logins=grace)
+    sso = "tests.testapp.backends.SingleSignOn"
+    settings.AUTHENTICATION_BACKENDS, settings.PWEXPIRE_EXEMPT_BACKENDS = [MODEL, sso], [sso]
+    ago(alice, days=91)
+    after = Client()
+
+    def check():
+        out = StringIO()
+        call_command("pwexpire", "check", "--user", "alice", stdout=out)
+        return out.getvalue()
+
+    client.force_login(alice, backend=sso)
+    assert "alice is held since" in check() and not is_held(client)
+    assert f"A session that {sso} opened passes." in check()
+    after.force_login(alice, backend=MODEL)
+    assert is_held(after) is not bool(grace)
+    assert ("A session that a grace login opened passes." in check()) is bool(grace)
+    settings.PWEXPIRE_ENFORCE = "report"
+    assert "alice would be held since" in check() and "passes" not in check()
+    assert not is_held(after)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_check_says_that_a_policy_cannot_be_read(alice, settings, closed):
+    settings.PWEXPIRE_POLICY, settings.PWEXPIRE_FAIL_CLOSED = "no-such-preset", closed
+    out = StringIO()
+    call_command("pwexpire", "check", "--user", "alice", stdout=out)
+    said = f"others are {'answered 503' if closed else 'free'}"
+    assert "PWEXPIRE_POLICY cannot be read" in out.getvalue() and said in out.getvalue()
 
 
 def test_a_login_without_a_session(alice, rf):

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from time import time
+from unittest import mock
 
 import pytest
 from django.contrib.auth.backends import BaseBackend, ModelBackend, RemoteUserBackend
+from django.core.exceptions import ObjectDoesNotExist
+from django.core.management import CommandError, call_command
 from django.db import OperationalError
+from django.test import Client
 
-from pwexpire import checks, loading, services
+from pwexpire import checks, services
 from pwexpire.backends import PasswordExpiryMixin
 from pwexpire.conf import conf
 from pwexpire.exceptions import InvalidRequest
+from pwexpire.models import OldPassword
 from pwexpire.policy import Policy
 from pwexpire.services import Require
-from tests.support import is_held
+from tests.support import change_password, is_held
+from tests.test_ways import ago
 
 pytestmark = pytest.mark.django_db(transaction=True)
 OURS = "pwexpire.backends.PasswordExpiryBackend"
 HERE = f"{__name__}."
-
-
-@pytest.fixture(autouse=True)
-def not_logged_yet():
-    loading._logged.clear()
 
 
 def by_error(user):
@@ -117,9 +119,132 @@ def test_what_a_policy_callable_may_return(alice, settings, given, name):
     assert conf.policy(alice).policy.name == name
 
 
-def test_a_rule_that_leads_nowhere_takes_no_other_with_it(alice, settings):
+def test_a_rule_that_leads_nowhere_takes_no_other_with_it(alice, root, settings):
     settings.PWEXPIRE_POLICY = {"staff": "no-such-preset", "default": "cis"}
     assert conf.policy(alice).policy.name == "cis" and conf.policy_key is not None
+    assert conf.policy(root).policy.name == "cis"
+    settings.PWEXPIRE_POLICY = {"staff": "nist", "superuser": lambda user: None, "default": "cis"}
+    assert {policy.name for _, policy in conf.policy(root).each} == {"nist", ""}
+
+
+def quarterly(user):
+    return Policy(max_age=timedelta(days=90))
+
+
+def by_number(user):
+    return 90
+
+
+def by_callable(user):
+    return by_number
+
+
+def by_row(user):
+    raise ObjectDoesNotExist
+
+
+UNREADABLE = [
+    by_error,
+    by_number,
+    by_callable,
+    HERE + "by_error",
+    "no-such-preset",
+    90,
+    True,
+    {"default": by_error},
+    {"default": "no-such-preset"},
+]
+
+
+@pytest.fixture
+def aged(alice, settings, client):
+    """A session that was held because of an age, before the policy went wrong."""
+    settings.PWEXPIRE_POLICY = quarterly
+    client.force_login(alice)
+    ago(alice, days=91)
+    with mock.patch("time.time", lambda: time() + 3601):
+        assert is_held(client)
+
+
+@pytest.mark.parametrize("value", UNREADABLE, ids=str)
+def test_a_policy_that_cannot_be_read_lets_no_held_session_go(aged, alice, client, settings, value):
+    settings.PWEXPIRE_POLICY = value
+    assert is_held(client) and is_held(client)
+    assert change_password(client).status_code == 302
+    assert not is_held(client)
+    other = Client()
+    other.force_login(alice)
+    assert not is_held(other)
+
+
+def test_nor_does_a_login_of_the_time_before(engine, alice, settings, client):
+    settings.PWEXPIRE_POLICY = quarterly
+    ago(alice, days=91)
+    client.force_login(alice)
+    settings.PWEXPIRE_POLICY = by_error
+    assert is_held(client) and change_password(client).status_code == 302
+    assert not is_held(client)
+
+
+def test_with_fail_closed_nobody_passes_a_policy_that_cannot_be_read(alice, settings, client):
+    settings.PWEXPIRE_POLICY, settings.PWEXPIRE_FAIL_CLOSED = by_error, True
+    client.force_login(alice)
+    with mock.patch("time.time", lambda: time() + 61):
+        assert client.get("/").status_code == 503
+    settings.PWEXPIRE_ENFORCE = "report"
+    assert not is_held(client)
+
+
+def test_a_policy_that_is_read_again_counts_within_a_minute(alice, settings, client, monkeypatch):
+    settings.PWEXPIRE_POLICY = HERE + "by_error"
+    ago(alice, days=91)
+    client.force_login(alice)
+    assert not is_held(client)
+    monkeypatch.setitem(globals(), "by_error", quarterly)
+    settings.PWEXPIRE_POLICY = HERE + "by_error"
+    monkeypatch.setattr("time.time", lambda: time() + 61)
+    assert is_held(client)
+
+
+def test_old_passwords_are_kept_while_nobody_knows_how_many(alice, settings):
+    settings.PWEXPIRE_POLICY = lambda user: Policy(history=4)
+    for password in ("one-Password", "two-Password"):
+        alice.set_password(password)
+        alice.save()
+    settings.PWEXPIRE_POLICY = by_error
+    alice.set_password("three-Password")
+    alice.save()
+    assert OldPassword.objects.filter(user=alice).count() == 4
+
+
+@pytest.mark.parametrize("name", ["POLICY", "SECOND_FACTOR", "APPLIES_TO"])
+@pytest.mark.parametrize("given", [by_error, HERE + "by_error"], ids=str)
+def test_e037_a_callable_that_raises(settings, name, given):
+    setattr(settings, f"PWEXPIRE_{name}", given)
+    (error,) = checks.policies.check_answers(None)
+    assert error.id == "pwexpire.E037" and error.hint
+    assert f"PWEXPIRE_{name} raised ZeroDivisionError" in error.msg
+    with pytest.raises(CommandError, match=r"raised ZeroDivisionError.*is not saved"):
+        call_command("pwexpire", "check")
+
+
+@pytest.mark.parametrize("given", [by_number, by_callable])
+def test_e037_a_policy_callable_that_names_no_policy(settings, given):
+    settings.PWEXPIRE_POLICY = given
+    (error,) = checks.policies.check_answers(None)
+    assert error.id == "pwexpire.E037" and "which is no policy" in error.msg
+
+
+@pytest.mark.parametrize("given", [by_fault, by_row, lambda user: None, lambda user: "nist"])
+def test_no_e037_where_nobody_knows_better(settings, given):
+    settings.PWEXPIRE_POLICY = given
+    assert checks.policies.check_answers(None) == []
+
+
+def test_the_command_asks_about_users_of_the_site(alice, settings):
+    settings.PWEXPIRE_POLICY = by_row
+    with pytest.raises(CommandError, match=r"raised ObjectDoesNotExist.*about alice"):
+        call_command("pwexpire", "check")
 
 
 def test_fail_closed_is_read_strictly(settings):

@@ -11,8 +11,9 @@ from django.contrib.auth.password_validation import (
 from django.core.checks import Error, Info, Warning
 
 from pwexpire.checks.shape import Messages, check, is_right
-from pwexpire.conf import conf
+from pwexpire.conf import ASKED, SETTINGS, conf
 from pwexpire.constants import LOCKING
+from pwexpire.loading import explain_answer
 from pwexpire.policy import PRESETS, Policy, Preset
 from pwexpire.services.history import KeepsHistory
 
@@ -126,3 +127,20 @@ def check_second_factor() -> Messages:
             hint="Set PWEXPIRE_SECOND_FACTOR to a callable that takes a user.",
             id="pwexpire.I019",
         )
+
+
+@check
+def check_answers() -> Messages:
+    """Ask the site's callables about a user who is not saved; pwexpire check asks about others."""
+    # Not at the top: it loads Django's test client, which no server needs.
+    from pwexpire.management.probe import probe_user
+
+    for name in ASKED:
+        wrong = explain_answer(name, SETTINGS[name].read(name), probe_user())
+        if wrong is not None:
+            yield Error(
+                f"PWEXPIRE_{name} {wrong} when it was asked about a user who is not saved.",
+                hint="Let it answer for every user; manage.py pwexpire check asks it about users "
+                "of the site.",
+                id="pwexpire.E037",
+            )

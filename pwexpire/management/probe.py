@@ -20,16 +20,20 @@ from django.http import HttpResponse
 from django.test import RequestFactory, override_settings
 from django.urls import NoReverseMatch, reverse
 
-from pwexpire.conf import conf
+from pwexpire.conf import ASKED, SETTINGS, conf
 from pwexpire.constants import SESSION_FLAG
 from pwexpire.exceptions import ChangeURLNotFound
 from pwexpire.exemptions import explain_loop, find_redirect
+from pwexpire.feed import feed
+from pwexpire.loading import explain_answer
 from pwexpire.pages import find_dead_ends, find_logout_url, find_reset_url, find_url, strip_prefix
 from pwexpire.signals import expiry_enforced
 
 KEY = "pwexpire-check"
 # As many redirects as a chain of interstitials may have.
 HOPS_MAX = 5
+# The newest users, about whom the site's callables are asked.
+ASKED_MAX = 1000
 EXEMPT = (
     "pwexpire:password_change_done",
     "pwexpire_well_known",
@@ -207,7 +211,8 @@ def _follow_request(
 
 def explain_results(results: list[Probe]) -> str | None:
     """Return one sentence that says what to mend, or ``None``."""
-    return _explain_missed(results) or _explain_shut(results) or _explain_dead_ends()
+    found = _explain_missed(results) or _explain_shut(results)
+    return found or _explain_answers() or _explain_dead_ends()
 
 
 def _explain_missed(results: list[Probe]) -> str | None:
@@ -241,6 +246,17 @@ def _explain_shut(results: list[Probe]) -> str | None:
             f"{', '.join(one.request for one in shut)} held, but it has to stay reachable: name "
             "its view in PWEXPIRE_EXEMPT_VIEWS."
         )
+    return None
+
+
+def _explain_answers() -> str | None:
+    users = get_user_model()._base_manager.using(feed.using).order_by("-pk")[:ASKED_MAX]
+    for user in (probe_user(), *users):
+        for name in ASKED:
+            wrong = explain_answer(name, SETTINGS[name].read(name), user)
+            if wrong is not None:
+                who = "a user who is not saved" if user._state.adding else user.get_username()
+                return f"PWEXPIRE_{name} {wrong} when it was asked about {who}."
     return None
 
 

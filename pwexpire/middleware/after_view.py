@@ -45,7 +45,7 @@ class AfterView(Enforcement):
     def _must_leave(self, request: HttpRequest, response: HttpResponseBase) -> bool:
         request_state: RequestState | None = getattr(request, REQUEST_STATE, None)
         if request_state is None or request_state.state is None:
-            return False
+            return request_state is not None and request_state.gone_key is not None
         if request_state.held and self._must_follow_held(request, request_state, response):
             return True
         session = request.session
@@ -67,6 +67,9 @@ class AfterView(Enforcement):
 
     def _leave(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         request_state = request_state_of(request)
+        if request_state.gone_key is not None:
+            self._give_cookie_back(request)
+            return response
         loop = self._find_loop(request, request_state, response)
         if loop is not None:
             logger.error("%s", loop)

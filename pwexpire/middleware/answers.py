@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
+from django.conf import settings
 from django.contrib.auth import get_user, get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.db import Error as DatabaseFault
@@ -15,8 +17,17 @@ from django.urls import ResolverMatch
 from pwexpire.conf import conf
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG
 from pwexpire.exceptions import ChangeURLNotFound
-from pwexpire.exemptions import asks_for_old_password, find_match, is_change_page, is_named_page
+from pwexpire.exemptions import (
+    asks_for_old_password,
+    explain_loop,
+    explain_urlconf,
+    find_match,
+    is_change_page,
+    is_named_page,
+    make_request,
+)
 from pwexpire.faults import fault_log, logged_fault
+from pwexpire.middleware.arrivals import arrivals
 from pwexpire.middleware.hooks import Hooks
 from pwexpire.middleware.tries import SAFE_METHODS, is_change_of_password, verify_try
 from pwexpire.pages import find_url
@@ -45,11 +56,14 @@ class Answers(Hooks):
 
     def _hold(self, request: HttpRequest, request_state: RequestState) -> Answer:
         request_state.held = True
+        # By name: Django reads None as what was set last in this thread.
+        request_state.urlconf = getattr(request, "urlconf", settings.ROOT_URLCONF)
         current = change_context.get()
         if current is not None:
             current.held = True
         match = find_match(request)
         if match is not None and self._may_reach(request, match.func, match):
+            arrivals.arrive(request)
             return None
         return self._answer(request, request_state, match)
 
@@ -83,8 +97,29 @@ class Answers(Hooks):
         except ChangeURLNotFound as error:
             logger.error("%s", error)
             return unavailable(str(error))
+        circle = self._find_circle(request, request_state, response)
+        if circle is not None:
+            logger.error("%s", circle)
+            return unavailable(circle)
         self._tell_enforced(request, request_state.state.user_id, response)
         return response
+
+    def _find_circle(
+        self, request: HttpRequest, request_state: RequestState, response: HttpResponseBase
+    ) -> str | None:
+        """What to say where the change page that ``response`` leads to would not be reached."""
+        url = urlsplit(response.headers.get("Location", ""))
+        if not url.path or url.netloc or request.method not in ("GET", "HEAD"):
+            return None
+        there = make_request(url.path, request_state.urlconf)
+        urlconf = getattr(request, "urlconf", settings.ROOT_URLCONF)
+        if urlconf != there.urlconf:
+            match = find_match(there)
+            if match is None or not self._may_reach(there, match.func, match):
+                return explain_urlconf(there.path, request.path, urlconf)
+        if arrivals.send(request, there.path):
+            return None
+        return explain_loop(there.path, request.path, find_match(request))
 
     def _tell_enforced(
         self, request: HttpRequest, user_id: str, response: HttpResponseBase

@@ -88,7 +88,10 @@ class Enforcement(EndedSessions):
             return False
         if state is None:
             request_state.gone_key = key if session.session_key is None else None
-            return request_state.gone_key is None
+            if request_state.gone_key is None:
+                return True
+            view = feed.current(self.get_scope(request))
+            return view is not None and time.time() >= view.traced_until
         real = self.real_user(request)
         if real is not None:
             real_user_id = str(getattr(real, "pk", real))

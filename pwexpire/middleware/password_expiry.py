@@ -70,26 +70,27 @@ class PasswordExpiryMiddleware(AfterView):
         session = self._find_session(request)
         if session is None:
             return None
-        key, accessed, fault = session.session_key, session.accessed, None
+        key, touched, fault = session.session_key, (session.accessed, session.modified), None
         try:
             session.get(SESSION_KEY)
         except Exception as error:  # whatever the engine's backend raises
             fault = error
         clear = self._is_clear(request, session, key, fault)
-        session.accessed = accessed
+        # To load a signed cookie that is no longer valid makes another one.
+        session.accessed, session.modified = touched
         return None if clear else self._examine(request)
 
     async def _decide_async(self, request: HttpRequest) -> Answer:
         session = self._find_session(request)
         if session is None:
             return None
-        key, accessed, fault = session.session_key, session.accessed, None
+        key, touched, fault = session.session_key, (session.accessed, session.modified), None
         try:
             await session.aget(SESSION_KEY)
         except Exception as error:
             fault = error
         clear = self._is_clear(request, session, key, fault)
-        session.accessed = accessed
+        session.accessed, session.modified = touched
         return None if clear else await sync_to_async(self._examine)(request)
 
     def _process_view_sync(

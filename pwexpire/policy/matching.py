@@ -9,7 +9,7 @@ from typing import Any
 
 from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.policy.composing import combine
-from pwexpire.policy.rules import Policy
+from pwexpire.policy.rules import UNREADABLE, Policy
 
 DEFAULT = "default"
 GROUP = "group:"
@@ -62,8 +62,9 @@ def choose(
     keys = [GROUP + group for group in groups]
     keys += ["superuser"] * bool(superuser) + ["staff"] * bool(staff)
     found = sorted(key for key in keys if key in rules)
-    if not found:
-        found = [DEFAULT] if DEFAULT in rules else []
+    # A rule that cannot be read must not take a user out of the one that counts without it.
+    if DEFAULT in rules and all(rules[key] is UNREADABLE for key in found):
+        found.append(DEFAULT)
     if not found:
         return Chosen(Policy())
     if len(found) == 1:

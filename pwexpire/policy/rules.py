@@ -133,6 +133,11 @@ def _check_require(value: object) -> None:
         raise ValueError(f"Policy.require must be one of {known}, not {value!r}.")
 
 
+# Of a setting that leads to no policy, or of a callable that names none: nobody knows whether it
+# would hold the user, so it lets no old password come back, and no flagged session go.
+UNREADABLE = Policy(history=HISTORY_MAX)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     """``must_change`` is true for a password that aged out, also where that only warns."""

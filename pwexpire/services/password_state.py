@@ -16,9 +16,11 @@ from pwexpire.conf import PolicyFor
 from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.loading import Predicate
 from pwexpire.models import ExpiryBatch, PasswordRecord, Reason, Require
-from pwexpire.policy import Chosen, Decision, Policy, decide, evaluate_age
+from pwexpire.policy import UNREADABLE, Chosen, Decision, Policy, decide, evaluate_age
 
 NOTHING_CHOSEN = Chosen(Policy())
+# How soon a policy that could not be read is asked for again.
+DOUBT = timedelta(minutes=1)
 
 
 # What stands in the column of a user who has no password: nothing, or as in /etc/shadow.
@@ -63,9 +65,11 @@ class PasswordState:
     ``grace_ages`` until when one of them is good: a further rule may hold the user before.
     ``given``: the password is one that somebody else chose, and has to go. ``applies``: whether
     anything can be demanded of this user at all. ``failed_changes``: wrong old passwords so far.
+    ``in_doubt``: a policy that is meant for this user cannot be read.
     """
 
     applies: bool = True
+    in_doubt: bool = False
     demand: int = 0
     ended: int = 0
     aged: bool = False
@@ -207,10 +211,13 @@ def find_password_state(
         )
     chosen = rules.choose(user)
     each = chosen.each
+    in_doubt = any(one is UNREADABLE for _, one in each)
+    again += [rules.now + DOUBT] if in_doubt else []
     decisions = [rules.decide(user, one, changed_at) for _, one in each]
     age = evaluate_age(chosen.policy, chosen.rule, each, decisions)
     policy = age.policy
     return PasswordState(
+        in_doubt=in_doubt,
         demand=demand,
         ended=ended,
         aged=age.aged,

@@ -123,7 +123,7 @@ def read_change(user: Any, noted: PasswordChange | None = None) -> PasswordChang
         after=user.password,
         changed_by=find_changed_by(user),
         actor=actor_of_request(user),
-        real=_is_real(user, before, noted),
+        real=_is_real(user, before, noted, newest),
         counter=number or 0,
         nothing_open=not (is_demanded or is_demanded_of_all),
         newest_kept=newest,
@@ -131,15 +131,22 @@ def read_change(user: Any, noted: PasswordChange | None = None) -> PasswordChang
 
 
 @sensitive_variables()
-def _is_real(user: Any, before: str, noted: PasswordChange | None) -> bool | None:
+def _is_real(
+    user: Any, before: str, noted: PasswordChange | None, newest: str | None
+) -> bool | None:
     given = given_password(user)
     if before == user.password:
         return False
     if given is not None:
-        return not check_password(given, before)
+        # Where there was none, the last one that is kept says whether this one is new.
+        return not check_password(given, newest or before if _is_none(before) else before)
     if is_noted(user, noted) and noted is not None and noted.before == before:
         return noted.real
     return None
+
+
+def _is_none(encoded: str) -> bool:
+    return encoded in NO_PASSWORD or not is_password_usable(encoded)
 
 
 def is_noted(user: Any, noted: PasswordChange | None) -> bool:
@@ -208,7 +215,8 @@ def follow_up_save(user: Any, change: PasswordChange) -> None:
     if change.real:
         _record(user, change)
     elif change.keeps_password and change.newest_kept is not None:
-        rename_kept(user, before=change.before, after=change.after)
+        kept = change.newest_kept if _is_none(change.before) else change.before
+        rename_kept(user, before=kept, after=change.after)
 
 
 def _record(user: Any, change: PasswordChange) -> None:
@@ -224,7 +232,7 @@ def _record(user: Any, change: PasswordChange) -> None:
     meet_demands(
         user,
         number=change.counter,
-        first=change.before in NO_PASSWORD or not is_password_usable(change.before),
+        first=_is_none(change.before),
         changed_by=change.changed_by,
         nothing_open=change.nothing_open,
         keep=keep,
