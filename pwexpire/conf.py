@@ -19,8 +19,7 @@ PolicyFor = Callable[[Any], Chosen]
 ROLES = ("staff", "superuser", "default")
 # What may be a callable that is asked about a user.
 ASKED = ("POLICY", "SECOND_FACTOR", "APPLIES_TO")
-# As many characters as the column has.
-SLUG_MAX = 40
+SLUG_MAX = 40  # as many characters as the column has
 # What a callable or a mapping says of a user may change while they are logged in.
 RECONSIDER = timedelta(hours=1)
 
