@@ -10,8 +10,7 @@ from dataclasses import dataclass
 BITS_PER_KEY = 12
 # The bits are kept, stored and read in parts: databases bound the size of a statement, and nothing
 # of a filter has to be copied as a whole.
-PART_BITS = 2**23
-PART_BYTES = PART_BITS // 8
+PART_BYTES = 2**20
 unpack_positions = struct.Struct("<4I").unpack
 
 
@@ -43,13 +42,11 @@ def count_parts(size: int) -> int:
 
 def build_filter(keys: Iterable[str], count: int) -> BloomFilter:
     """Return the filter of ``keys``; with more than ``count`` of them it is right more seldom."""
-    size = count_bytes(count)
-    bits = size * 8
-    full, rest = divmod(size, PART_BYTES)
-    parts = [bytearray(PART_BYTES) for _ in range(full)] + ([bytearray(rest)] if rest else [])
+    bits = bytearray(count_bytes(count))
+    size, blake2b = len(bits) * 8, hashlib.blake2b
     for key in keys:
-        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-        for position in unpack_positions(digest):
-            place, bit = divmod(position % bits, 8)
-            parts[place // PART_BYTES][place % PART_BYTES] |= 1 << bit
-    return BloomFilter(bits, tuple(map(bytes, parts)))
+        for position in unpack_positions(blake2b(key.encode(), digest_size=16).digest()):
+            position %= size
+            bits[position >> 3] |= 1 << (position & 7)
+    parts = (bytes(bits[start : start + PART_BYTES]) for start in range(0, len(bits), PART_BYTES))
+    return BloomFilter(size, tuple(parts))

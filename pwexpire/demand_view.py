@@ -188,18 +188,21 @@ def _find_users(
     using: str, after: int, filters: dict[int, tuple[int, BloomFilter]]
 ) -> tuple[QuerySet[Demand], QuerySet[PasswordRecord]]:
     """The rows of users by whom something after ``after`` is demanded, and no filter says it."""
+    numbers = [number for number, _ in filters.values()]
     demands = (
         Demand.objects.using(using)
         .exclude(batch__require=Require.WARN)
         .filter(
+            # Both: a database begins with the batches or, once it has counted, with the rows.
             _is_none_of("batch", filters),
+            _is_none_of("batch__number", numbers),
             batch__number__gt=after,
             batch__cancelled_at__isnull=True,
         )
     )
     # Users who changed the password since have no older session that still answers.
     ends = PasswordRecord.objects.using(using).filter(
-        _is_none_of("ended", [number for number, _ in filters.values()]),
+        _is_none_of("ended", numbers),
         ended__gt=after,
         satisfied__lt=F("ended"),
     )

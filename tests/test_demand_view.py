@@ -57,7 +57,7 @@ def small(monkeypatch):
     monkeypatch.setattr(demand_filters, "FILTER_FROM", FEW)
     monkeypatch.setattr(demand_view, "USERS_MAX", SINGLE)
     monkeypatch.setattr(demand_view, "PAGE", 2)
-    monkeypatch.setattr(demand_filters, "CHUNK", 2)
+    monkeypatch.setattr(demand_filters, "PAGE", 2)
 
 
 def read_rows(pk):

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from django.db.models import Count, Max, Min
+
 from pwexpire.bloom import BloomFilter, build_filter
 from pwexpire.faults import logged_fault
 from pwexpire.feed import feed
 from pwexpire.models import BatchState, Demand, ExpiryBatch, FilterPart, Require
 from pwexpire.retries import in_transaction, retried
-from pwexpire.services.selection import CHUNK
 from pwexpire.services.staging import COUNTS
 
 # The rows of fewer users are read as quickly.
 FILTER_FROM = 1_000
+PAGE = 10_000
 
 
 def write_filter(batch: ExpiryBatch) -> None:
@@ -29,18 +31,24 @@ def write_filter(batch: ExpiryBatch) -> None:
         return
     demands = Demand.objects.using(feed.using).filter(batch=batch)
     with logged_fault("The filter of a large expiry could not be written"):
-        count = retried(demands.count, using=feed.using)
-        if count >= FILTER_FROM:
-            bloom = build_filter(_list_keys(batch), count)
+        ask = partial(demands.aggregate, count=Count("pk"), first=Min("pk"), last=Max("pk"))
+        found = retried(ask, using=feed.using)
+        if found["count"] >= FILTER_FROM:
+            keys = _list_keys(batch, found["first"], found["last"])
+            bloom = build_filter(keys, found["count"])
             in_transaction(partial(_store_parts, batch, seen, bloom), using=feed.using)
 
 
-def _list_keys(batch: ExpiryBatch) -> Iterator[str]:
-    rows = Demand.objects.using(feed.using).filter(batch=batch).order_by("user_id")
-    pks = list(rows.values_list("user_id", flat=True)[:CHUNK])
-    while pks:
-        yield from map(str, pks)
-        pks = list(rows.filter(user_id__gt=pks[-1]).values_list("user_id", flat=True)[:CHUNK])
+def _list_keys(batch: ExpiryBatch, first: int, last: int) -> Iterator[str]:
+    """Read the users of a batch, whose rows are among those from ``first`` to ``last``.
+
+    If the rows of the batch were asked for, a page at a time, a database that has not analysed its
+    tables yet would read and sort all that are left for each page.
+    """
+    rows = Demand.objects.using(feed.using).values_list("batch_id", "user_id")
+    for start in range(first, last + 1, PAGE):
+        page = rows.filter(pk__range=(start, start + PAGE - 1))
+        yield from (str(user_id) for owner, user_id in page if owner == batch.pk)
 
 
 def _store_parts(batch: ExpiryBatch, seen: int, bloom: BloomFilter) -> None:
