@@ -17,9 +17,9 @@ from django.http import HttpRequest
 from django.views.decorators.debug import sensitive_variables
 
 from pwexpire.conf import conf
-from pwexpire.feed import feed, is_missing_table
+from pwexpire.feed import feed
 from pwexpire.models import ExpiryBatch, Reason
-from pwexpire.retries import retried, savepoint
+from pwexpire.retries import is_missing_table, retried, savepoint
 from pwexpire.services.batches import expire_passwords
 from pwexpire.services.lockouts import can_be_expired
 from pwexpire.services.password_state import PasswordState
@@ -105,7 +105,7 @@ def _judge_login(user: Any) -> PasswordState | None:
             return retried(partial(read_password_state, user), using=feed.using)
     except DatabaseFault as error:
         logger.error("Whether a login is refused could not be asked: %s", error)
-        if conf.enforce and conf.fail_closed and not is_missing_table(feed.using, error):
+        if conf.enforce and conf.fail_closed and not is_missing_table(error):
             raise PermissionDenied from None
         return None
 

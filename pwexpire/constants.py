@@ -9,7 +9,7 @@ PROBLEM_CODE = "password_expired"
 RESET_CODE = "password_reset_required"
 DENIED_CODE = "password_denied"
 ENDED_CODE = "session_ended"
-# Above this many, signals carry no ids and a view of the feed turns to a floor.
+# Above this many, signals carry no ids.
 SIGNAL_IDS_MAX = 1_000
 # How a change may be demanded, the mildest first.
 REQUIRE_ORDER = ("warn", "change", "reset", "deny")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from pwexpire.feed import View
+from pwexpire.demand_view import View
 from pwexpire.services.password_state import PasswordState
 from pwexpire.session_state import SessionState
 
@@ -269,17 +269,17 @@ def decide(
 
 def is_demanded(state: SessionState, view: View) -> bool:
     """Whether more is demanded than this session was cleared for; compares numbers only."""
-    known = view.clearances.get(state.key) if view.clearances else None
+    known = view.find_clearance(state.key) if view.clearances else None
     if known is not None:
         number, flag = known.number, max(known.number, known.flag)
     else:
         # Where nobody polls, a session may well be younger than what this process knows.
         number = flag = state.stamp if state.born <= view.counter or not view.polled else -1
-    if view.floor > number or view.users.get(state.user_id, 0) > number:
+    if view.is_demanded_after(number, state.user_id):
         return True
     if state.flagged and state.is_flagged_after(flag):
         return True
-    return state.real_user_id is not None and view.users.get(state.real_user_id, 0) > number
+    return state.real_user_id is not None and view.is_demanded_after(number, state.real_user_id)
 
 
 def is_suspect(state: SessionState, view: View, now: float) -> bool:

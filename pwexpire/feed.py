@@ -7,83 +7,22 @@ import math
 import os
 import threading
 import time
-from collections import OrderedDict
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
-from datetime import timedelta
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
-from django.db import Error, OperationalError, ProgrammingError, connections, router, transaction
-from django.db.models import F, Max, Q
+from django.db import Error, connections, router, transaction
 
 from pwexpire.conf import conf
-from pwexpire.constants import LOCKING
+from pwexpire.demand_view import View, read_view
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.faults import fault_log
-from pwexpire.models import (
-    Demand,
-    EnforcementState,
-    ExpiryBatch,
-    PasswordRecord,
-    Require,
-    SessionAction,
-)
-from pwexpire.retries import retried
+from pwexpire.models import PasswordRecord
+from pwexpire.retries import is_missing_table, retried
 
 logger = logging.getLogger("pwexpire")
 
-USERS_MAX = 50_000
-CLEARANCES_MAX = 50_000
 BACKOFF_SECONDS = 1.0
 NEVER = float("-inf")
-# How long after an expiry its sessions may have left a trace; the last may be ended days after it.
-TRACED = timedelta(days=30)
-
-ClearanceKey = tuple[str, str, int, str, bool, str | None]
-
-
-@dataclass(frozen=True)
-class Clearance:
-    """Nothing was demanded of this session up to ``number``; its password ages out at ``ages``.
-
-    ``flag``: the number of the flag that the session had then, and that stood for nothing.
-    """
-
-    number: int
-    ages: float | None
-    policy_key: str | None
-    flag: int = 0
-
-
-@dataclass
-class View:
-    """``users``: who has an open demand, and its number. ``floor``: the same for everybody.
-
-    ``polled``: the counter is asked for again and again, so no session can begin after it.
-    ``generation``: how often this process itself had written something when it was read.
-    ``traced_until``: until when a session may be found that was ended with a trace.
-    """
-
-    counter: int = 0
-    floor: int = 0
-    users: dict[str, int] = field(default_factory=dict)
-    clearances: OrderedDict[ClearanceKey, Clearance] = field(default_factory=OrderedDict)
-    started: float = 0.0
-    fresh_until: float = 0.0
-    policy_key: str | None = None
-    polled: bool = True
-    generation: int = 0
-    traced_until: float = 0.0
-
-    def demand(self, user_id: str) -> int:
-        return max(self.floor, self.users.get(user_id, 0))
-
-    def remember(self, key: ClearanceKey, verdict: Clearance) -> None:
-        self.clearances[key] = verdict
-        if len(self.clearances) > CLEARANCES_MAX:
-            with suppress(KeyError):  # another thread may have been here
-                self.clearances.popitem(last=False)
 
 
 class Feed:
@@ -185,7 +124,7 @@ class Feed:
                     fresh = retried(partial(self._read, scope[0], view), using=scope[0])
             except Error as error:
                 self._failed[scope] = now
-                if is_missing_table(scope[0], error):
+                if is_missing_table(error):
                     self._warn_of_migrate()
                     return View()
                 if spare is not None:
@@ -223,67 +162,9 @@ class Feed:
     def _inside(scope: tuple[str, str]) -> bool:
         return connections[scope[0]].in_atomic_block
 
-    def _read(self, using: str, old: View | None) -> View:
-        counter = (
-            EnforcementState.objects.using(using).values_list("counter", flat=True).first() or 0
-        )
-        if old is not None and old.counter == counter:
-            return View(
-                counter, old.floor, old.users, old.clearances, traced_until=old.traced_until
-            )
-        known = old if old is not None and old.counter < counter else View()
-        floor, traced_until = self._read_floor(using, known.counter)
-        floor, traced_until = max(known.floor, floor), max(known.traced_until, traced_until)
-        rows = self._read_users(using, known.counter)
-        users = dict(known.users)
-        for user_id, number in rows:
-            users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
-        if len(rows) > USERS_MAX or len(users) > USERS_MAX:
-            floor, users = max(floor, counter), {}
-        return View(counter, floor, users, known.clearances, traced_until=traced_until)
-
     @staticmethod
-    def _read_floor(using: str, after: int) -> tuple[int, float]:
-        """The newest number after ``after`` that is demanded of everybody, and ``traced_until``."""
-        # Sessions that were ended stay ended, though the demand behind it was cancelled.
-        on_everyone = Q(cancelled_at__isnull=True) | Q(sessions=SessionAction.END)
-        on_everyone &= Q(everyone=True) & ~Q(require=Require.WARN)
-        found = (
-            ExpiryBatch.objects.using(using)
-            .filter(number__gt=after)
-            .aggregate(
-                top=Max("number", filter=on_everyone),
-                locked=Max("activated_at", filter=Q(require__in=LOCKING)),
-            )
-        )
-        locked = found["locked"]
-        return found["top"] or 0, (locked + TRACED).timestamp() if locked else 0.0
-
-    @staticmethod
-    def _read_users(using: str, after: int) -> list[tuple[Any, int | None]]:
-        """Users and the numbers after ``after`` that are demanded of them, one more than fit."""
-        # A warning holds nobody, so it must not when nothing but this view can be asked.
-        demands = (
-            Demand.objects.using(using)
-            .exclude(batch__require=Require.WARN)
-            .filter(batch__number__gt=after, batch__cancelled_at__isnull=True)
-        )
-        # Users who changed the password since have no older session that still answers.
-        ends = PasswordRecord.objects.using(using).filter(ended__gt=after, satisfied__lt=F("ended"))
-        # In one statement: a cancellation between two would move an end past both of them.
-        return list(
-            demands.values_list("user_id", "batch__number").union(
-                ends.values_list("user_id", "ended"), all=True
-            )[: USERS_MAX + 1]
-        )
-
-
-def is_missing_table(using: str, error: Error) -> bool:
-    """True while the code is there and ``migrate`` was not."""
-    if not isinstance(error, (OperationalError, ProgrammingError)):
-        return False
-    text = str(error).lower()
-    return any(words in text for words in ("no such table", "does not exist", "doesn't exist"))
+    def _read(using: str, old: View | None) -> View:
+        return read_view(using, old)
 
 
 feed = Feed()

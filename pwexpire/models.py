@@ -4,6 +4,8 @@ from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from pwexpire.filter_parts import FilterPart as FilterPart
+
 
 class Reason(models.TextChoices):
     ADMIN = "admin", _("an administrator asked for it")
@@ -209,11 +211,9 @@ class TraceKind(models.TextChoices):
 
 
 class Cancellation(models.Model):
-    """A cancellation, or a refusal to expire or to cancel; without ``user`` of a whole batch.
+    """A cancellation, or a refusal to expire or to cancel; without ``user`` of a whole batch."""
 
-    Nothing cascades to it: an older table or release must not stop the deletion of a user.
-    """
-
+    # Nothing cascades to it: an older table or release must not stop the deletion of a user.
     kind = models.CharField(max_length=20, choices=TraceKind.choices, default=TraceKind.CANCELLED)
     batch = models.ForeignKey(
         ExpiryBatch, models.SET_NULL, related_name="cancellations", null=True, db_constraint=False

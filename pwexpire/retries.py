@@ -8,7 +8,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
-from django.db import Error, IntegrityError, connections, transaction
+from django.db import (
+    Error,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    transaction,
+)
 
 T = TypeVar("T")
 
@@ -46,6 +53,14 @@ def _read_codes(error: Exception) -> tuple[Any, Any]:
 def first_line(error: Exception) -> str:
     """Return what a fault says without its details, which may have a hash in them."""
     return str(error).partition("\n")[0]
+
+
+def is_missing_table(error: Error) -> bool:
+    """True while the code is there and ``migrate`` was not."""
+    if not isinstance(error, (OperationalError, ProgrammingError)):
+        return False
+    text = str(error).lower()
+    return any(words in text for words in ("no such table", "does not exist", "doesn't exist"))
 
 
 def in_transaction(work: Callable[[], T], *, using: str) -> T:

@@ -16,7 +16,7 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
 
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
-from pwexpire.feed import ClearanceKey
+from pwexpire.demand_view import ClearanceKey
 from pwexpire.sessionstore.base import peek
 from pwexpire.users import is_recorded
 

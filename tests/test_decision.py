@@ -12,7 +12,7 @@ import pytest
 
 from pwexpire import decision
 from pwexpire.decision import Access, AccessReason, Facts, Modes, decide, is_demanded
-from pwexpire.feed import Clearance, View
+from pwexpire.demand_view import Clearance, View
 from pwexpire.policy import Chosen, Policy
 from pwexpire.services.password_state import GivenPassword, OpenDemand, PasswordState
 from pwexpire.session_state import SessionState

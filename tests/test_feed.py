@@ -8,10 +8,10 @@ from unittest import mock
 import pytest
 from django.db import OperationalError, ProgrammingError, connection, transaction
 
-from pwexpire import feed as module
-from pwexpire import services, testing
+from pwexpire import demand_view, services, testing
+from pwexpire.demand_view import Clearance, View
 from pwexpire.exceptions import EnforcementUnavailable
-from pwexpire.feed import Clearance, Feed, View, feed
+from pwexpire.feed import Feed, feed
 from pwexpire.models import Demand, EnforcementState
 from tests.support import is_held
 
@@ -39,7 +39,7 @@ def test_never_polled_with_none_but_after_an_expiry_here(alice, settings, count_
         feed.view(scope)
     assert not queries
     services.expire_passwords(alice)
-    assert feed.view(scope).demand(str(alice.pk))
+    assert feed.view(scope).is_demanded_after(0, str(alice.pk))
 
 
 def test_a_poll_reads_one_number_until_it_moves(fresh, alice, count_queries):
@@ -48,14 +48,7 @@ def test_a_poll_reads_one_number_until_it_moves(fresh, alice, count_queries):
         fresh.view(fresh.scope())
     assert len(queries) == 1
     batch = services.expire_passwords(alice)
-    assert fresh.view(fresh.scope()).demand(str(alice.pk)) == batch.number
-
-
-def test_past_the_cap_everybody_is_suspect(fresh, users, monkeypatch):
-    monkeypatch.setattr(module, "USERS_MAX", 2)
-    batch = services.expire_passwords(users(3))
-    view = fresh.view(fresh.scope())
-    assert view.users == {} and view.demand("nobody") == batch.number
+    assert fresh.view(fresh.scope()).users == {str(alice.pk): batch.number}
 
 
 def test_a_counter_that_went_back_resets_the_view(fresh, alice):
@@ -67,12 +60,12 @@ def test_a_counter_that_went_back_resets_the_view(fresh, alice):
 
 
 def test_verdicts_are_bounded(monkeypatch):
-    monkeypatch.setattr(module, "CLEARANCES_MAX", 2)
+    monkeypatch.setattr(demand_view, "CLEARANCES_MAX", 2)
     view = View()
     for number in range(5):
         view.remember((str(number), "", 0), Clearance(1, None, None))
     assert len(view.clearances) == 2
-    monkeypatch.setattr(module, "CLEARANCES_MAX", -1)
+    monkeypatch.setattr(demand_view, "CLEARANCES_MAX", -1)
     view.clearances.clear()
     view.remember(("1", "", 0), Clearance(1, None, None))
     assert not view.clearances
@@ -131,7 +124,7 @@ def test_code_before_migrate_lets_everybody_in(fresh, text, caplog):
     with mock.patch.object(fresh, "_read", side_effect=ProgrammingError(text)):
         assert fresh.view(fresh.scope()).counter == 0
         fresh._failed.clear()
-        assert fresh.view(fresh.scope()).demand("1") == 0
+        assert not fresh.view(fresh.scope()).is_demanded_after(0, "1")
     assert caplog.text.count("manage.py migrate") == 1
 
 

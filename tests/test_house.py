@@ -17,12 +17,23 @@ from pwexpire.conf import SETTINGS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(services.__file__).resolve().parent.parent
 FLOORS = [
-    ["constants", "exceptions", "signals", "retries", "compat", "breached", "faults"],
+    [
+        "bloom",
+        "breached",
+        "compat",
+        "constants",
+        "exceptions",
+        "faults",
+        "filter_parts",
+        "retries",
+        "signals",
+    ],
     ["policy"],
     ["loading"],
     ["logins"],
     ["conf"],
     ["models", "pages", "sessionstore"],
+    ["demand_view"],
     ["exemptions", "feed", "users"],
     ["session_state"],
     ["services"],

@@ -33,7 +33,7 @@ READS_PER_EXPIRY = 40
 # The name, the judgement, and what the threshold has to look at.
 READS_PER_LOCKOUT = 3
 # The counter is part of an idle request; where it moved, the new demands are read.
-READS_OF_A_MOVED_COUNTER = 2
+READS_OF_A_MOVED_COUNTER = 3
 MODEL_BACKEND = "django.contrib.auth.backends.ModelBackend"
 WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
 

@@ -6,6 +6,7 @@ write while it is still running somewhere, is written by models that know its co
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
 from unittest import mock
@@ -14,16 +15,17 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, connection, transaction
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models.signals import post_delete, pre_delete
 from django.test import Client
 from django.utils import timezone
 
 from pwexpire import admin, services, testing
+from pwexpire.feed import feed
 from pwexpire.models import Cancellation, ExpiryBatch, PasswordRecord
 from pwexpire.receivers import after_user_deleted
-from pwexpire.services import trace
+from pwexpire.services import demand_filters, trace
 from tests.factories import UserFactory
 from tests.support import NEW, OLD, change_password, is_held, session_of, store_session
 
@@ -251,6 +253,51 @@ def test_an_older_release_after_migrate(transactional_db, alice, bob, client, re
     mine = PasswordRecord.objects.get(pk=bob.pk)
     assert (mine.assumed, mine.given_new, mine.grace_used, mine.would_hold) == (False, False, 0, 0)
     assert ExpiryBatch.objects.get().selection == ""
+
+
+V04 = "0008_selection_names"
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every batch is large enough for a filter, if there is a table for it."""
+    monkeypatch.setattr(demand_filters, "FILTER_FROM", 1)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside a transaction"])
+def test_large_expiries_before_the_table_of_filters(old_schema, large, alice, bob, inside):
+    old_schema(V04)
+    services.expire_passwords([alice])
+    with transaction.atomic() if inside else nullcontext():
+        assert feed.view(feed.scope()).is_demanded_after(0, str(alice.pk))
+        assert not feed.view(feed.scope()).is_demanded_after(0, str(bob.pk))
+    browser = log_in(alice)
+    assert is_held(browser) and not is_held(log_in(bob))
+    call_command("pwexpire", "prune", verbosity=0)
+    migrate()
+    services.expire_passwords([bob])
+    for reset in (lambda: None, testing.reset):
+        reset()
+        view = feed.view(feed.scope())
+        assert len(view.filters) == 1
+        assert all(view.is_demanded_after(0, str(user.pk)) for user in (alice, bob))
+    assert is_held(browser) and change_password(browser).status_code == 302
+    assert not is_held(browser)
+
+
+def test_a_large_expiry_of_an_older_release_after_migrate(transactional_db, large, alice, bob):
+    """It writes rows and no filter, and ignores the filters that there are."""
+    services.expire_passwords([alice])
+    old = old_models(V04)
+    browser = log_in(bob)
+    write_batch(old, 2**50, bob)
+    assert is_held(browser) and is_held(log_in(alice))
+    assert old.Demand.objects.count() == 2
+    testing.reset()
+    assert is_held(browser)
+    old.ExpiryBatch.objects.all().delete()
+    testing.reset()
+    assert not is_held(log_in(alice))
 
 
 @pytest.mark.parametrize("release", [V02, V03])

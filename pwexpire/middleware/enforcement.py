@@ -25,9 +25,10 @@ from pwexpire.decision import (
     decide,
     is_suspect,
 )
+from pwexpire.demand_view import Clearance, View
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.faults import fault_log, logged_fault
-from pwexpire.feed import Clearance, View, feed
+from pwexpire.feed import feed
 from pwexpire.middleware.answers import Answer
 from pwexpire.middleware.ended import EndedSessions
 from pwexpire.models import Require

@@ -22,6 +22,7 @@ from pwexpire.models import (
     SessionAction,
 )
 from pwexpire.retries import in_transaction, retried
+from pwexpire.services.demand_filters import write_filter
 from pwexpire.services.demands import members
 from pwexpire.services.drafts import draft_batch
 from pwexpire.services.projection import project
@@ -139,6 +140,7 @@ def _finish(
     if not batch.everyone and not Demand.objects.using(feed.using).filter(batch=batch).exists():
         _set(batch, state=BatchState.DONE, sessions_flagged=0, sessions_ended=0)
         return
+    write_filter(batch)
     activated = in_transaction(partial(_activate, batch), using=feed.using)
     feed.drop()
     if activated and batch.holds:

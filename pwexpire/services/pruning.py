@@ -17,6 +17,7 @@ from pwexpire.models import (
     Exclusion,
     ExpiryBatch,
     ExpiryChunk,
+    FilterPart,
     Notice,
     PasswordRecord,
     Reason,
@@ -28,6 +29,7 @@ from pwexpire.services.selection import CHUNK
 
 # A yearly audit finds the whole of the year before it.
 KEPT_FOR = timedelta(days=400)
+PARTS_AT_ONCE = 10
 CLOCKS_DIFFER = timedelta(hours=1)
 # Written by the site itself, at a lockout or at the login with a weak password; earlier releases
 # did so where a password aged out.
@@ -58,6 +60,16 @@ def prune_cancelled(chunk: int = CHUNK) -> int:
             ExpiryChunk.objects.using(feed.using).filter(cancelled),
         )
     )
+
+
+def prune_filters() -> int:
+    """Remove the filters of batches that hold nobody; how many parts went."""
+    # The end of sessions outlives its batch.
+    cancelled = Q(batch__state=BatchState.CANCELLED) & ~Q(batch__sessions=SessionAction.END)
+    parts = FilterPart.objects.using(feed.using)
+    useless = parts.filter(cancelled | Q(batch__state=BatchState.FINISHED))
+    # Few at a time: where something listens to deletions, Django reads the rows first.
+    return _delete_chunks(useless, PARTS_AT_ONCE)
 
 
 def prune_batches(chunk: int = CHUNK) -> int:

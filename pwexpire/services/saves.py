@@ -192,7 +192,7 @@ def _may_replace_hash(user: Any, update_fields: Any) -> bool:
         return True
     # What was known last is enough for a warning, and asks nothing at every save.
     view = feed.last_view(feed.scope())
-    return view is not None and view.demand(str(user.pk)) > 0
+    return view is not None and view.is_demanded_after(0, str(user.pk))
 
 
 def prepare_change(user: Any, change: PasswordChange, *, written: bool) -> None:

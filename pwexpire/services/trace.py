@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from django.db import Error as DatabaseFault
 from django.utils import timezone
 
-from pwexpire.feed import feed, is_missing_table
+from pwexpire.feed import feed
 from pwexpire.models import Cancellation, TraceKind
-from pwexpire.retries import retried, savepoint
+from pwexpire.retries import is_missing_table, retried, savepoint
 from pwexpire.services.report import PAGE, usernames
 from pwexpire.services.selection import CHUNK
 
@@ -72,7 +72,7 @@ def _without_table(lost: str) -> Iterator[None]:
         with savepoint(using=feed.using):
             yield
     except DatabaseFault as error:
-        if not is_missing_table(feed.using, error):
+        if not is_missing_table(error):
             raise
         logger.error("The trace has no table yet, run manage.py migrate: %s", lost)
 

@@ -54,7 +54,9 @@ def arguments() -> argparse.Namespace:
     said = (__doc__ or "").partition("\n\n")[2]
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=said)
     add = parser.add_argument
-    add("--quick", action="store_true", help="smaller numbers, a few minutes")
+    add("--quick", dest="size", action="store_const", const="quick", help="a few minutes")
+    add("--huge", dest="size", action="store_const", const="huge", help="ten million users")
+    parser.set_defaults(size="full")
     add("--on", nargs="+", choices=DATABASES, default=["sqlite"], help="one after the other")
     add("--only", nargs="+", choices=NAMES, default=[], metavar="NAME", help=", ".join(NAMES))
     add("--json", type=Path, metavar="FILE", help="write the figures there too")
@@ -83,7 +85,7 @@ def measure(on: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
     os.environ["DJANGO_SETTINGS_MODULE"] = SETTINGS
     troubles = find_troubles(PEERS)
     os.environ["PWEXPIRE_BENCH_PEERS"] = " ".join(peer for peer in PEERS if peer not in troubles)
-    found = run(on, options.only, troubles, quick=options.quick)
+    found = run(on, options.only, troubles, size=options.size)
     print(report(found), flush=True)
     return found
 
@@ -92,7 +94,7 @@ def measure_apart(on: str, options: argparse.Namespace, folder: Path) -> list[An
     """A Django knows one set of settings: with several databases, each has a process of its own."""
     kept = folder / f"{on}.json"
     command = [sys.executable, "-m", "tests.bench", "--on", on, "--json", str(kept)]
-    command += ["--quick"] if options.quick else []
+    command += [f"--{options.size}"] if options.size != "full" else []
     command += ["--only", *options.only] if options.only else []
     with subprocess.Popen(command) as child:
         try:

@@ -154,6 +154,17 @@ def _waiting(found: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def _feed(found: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"- {found['users']:,} open demands of one expiry: a process reads them in "
+        f"{found['read_seconds']:.3f} s ({found['read_cpu_seconds']:.3f} s of its own processor "
+        f"time, {found['statements']} statements) and keeps {found['view_mib']:.2f} MiB "
+        f"(its peak grows by {found['added_mib']:.1f}); {found['asked_share']:.2%} of the "
+        f"unexpired users are asked for, a lookup takes {found['lookup_us']:.1f} µs; the filter is "
+        f"{found['building_share']:.1%} of the {found['expiry_seconds']:.1f} s of the expiry"
+    )
+
+
 def _workers(found: dict[str, Any]) -> Iterator[str]:
     if "trouble" in found:
         yield f"- Two workers: not measured, {found['trouble']}"
@@ -183,6 +194,7 @@ SECTIONS: dict[str, Callable[[Any], Iterator[str]]] = {
     "users": _users,
     "everyone": _everyone,
     "reach": _reach,
+    "feed": _feed,
     "waiting": _waiting,
     "workers": _workers,
     "report": _evidence,

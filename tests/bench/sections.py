@@ -7,7 +7,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -66,6 +66,9 @@ QUICK = Sizes(
     workers_rounds=3,
 )
 
+HUGE = replace(FULL, users=10_000_000)
+SIZES = {"quick": QUICK, "full": FULL, "huge": HUGE}
+
 NAMES = [
     "idle",
     "statements",
@@ -75,6 +78,7 @@ NAMES = [
     "users",
     "everyone",
     "reach",
+    "feed",
     "waiting",
     "workers",
     "report",
@@ -91,7 +95,7 @@ def _idle(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Any]:
 
 
 def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], Any]]:
-    from tests.bench import evidence, flagging, reach, scale, statements, waiting, workers
+    from tests.bench import evidence, feed, flagging, reach, scale, statements, waiting, workers
 
     few, many = sizes.one[0], sizes.one[-1]
     return {
@@ -105,6 +109,7 @@ def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], 
         "users": lambda: scale.measure_users(sizes.users, sizes.users_rounds),
         "everyone": lambda: scale.measure_everyone(few, many, sizes.everyone_rounds),
         "reach": lambda: reach.measure_reach(many, sizes.reach_rounds, sizes.detailed // 2),
+        "feed": lambda: feed.measure_feed(sizes.users, sizes.users_rounds),
         "waiting": lambda: waiting.measure_waiting(
             sizes.waiting_few, sizes.users, sizes.waiting_pairs
         ),
@@ -113,7 +118,7 @@ def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], 
     }
 
 
-def run(on: str, only: list[str], troubles: dict[str, str], *, quick: bool) -> dict[str, Any]:
+def run(on: str, only: list[str], troubles: dict[str, str], *, size: str) -> dict[str, Any]:
     """Everything, or the sections named in ``only``, on a database that is dropped afterwards."""
     import django
 
@@ -129,9 +134,9 @@ def run(on: str, only: list[str], troubles: dict[str, str], *, quick: bool) -> d
         databases().make()
         found["versions"] = (
             f"Python {platform.python_version()}, Django {django.__version__}, "
-            f"{databases().version()}, {os.cpu_count()} cores, {'quick' if quick else 'full'} run"
+            f"{databases().version()}, {os.cpu_count()} cores, {size} run"
         )
-        sections = _sections(QUICK if quick else FULL, troubles)
+        sections = _sections(SIZES[size], troubles)
         for name in only or NAMES:
             say(f"{on}: {name}")
             began = time.monotonic()

@@ -44,6 +44,8 @@ def _wanted(found: dict[str, Any]) -> Iterator[Wanted]:
     if "reach" in found:
         late, poll = found["reach"]["last_let_through_seconds"], found["reach"]["poll_seconds"]
         yield "seconds after which a session still passed one of four servers", late, poll, True
+    if "feed" in found:
+        yield from _feed(found["feed"])
     if "waiting" in found:
         waiting = found["waiting"]
         name = f"a request beside {waiting['many']:,} waiting users / {waiting['few']:,}"
@@ -63,6 +65,17 @@ def _idle(found: dict[str, Any]) -> Iterator[Wanted]:
     yield "writes that it adds", row["writes_added"], 0, True
     yield "queries of an anonymous request", stranger["reads_added"], 0, True
     yield "`Vary: Cookie` on it", float("Cookie" in stranger["vary"]), 0, True
+
+
+def _feed(found: dict[str, Any]) -> Iterator[Wanted]:
+    users = f"{found['users']:,} open demands"
+    yield f"MiB that a process keeps for {users}", found["view_mib"], most_mib(found["users"]), True
+    yield f"seconds in which it reads {users}", found["read_seconds"], 0.1, True
+    yield "share of the unexpired users who are asked for", found["asked_share"], 0.01, True
+
+
+def most_mib(users: int) -> int:
+    return 4 if users <= 1_000_000 else 20
 
 
 def _flagging(found: dict[str, Any], least: float) -> Iterator[Wanted]:

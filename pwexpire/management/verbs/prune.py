@@ -7,8 +7,8 @@ from typing import Any
 
 from django.db import Error as DatabaseFault
 
-from pwexpire.feed import feed, is_missing_table
 from pwexpire.management.console import AddVerb, Console, check_number
+from pwexpire.retries import is_missing_table
 from pwexpire.services.history import prune_history
 from pwexpire.services.index import prune_index
 from pwexpire.services.pruning import (
@@ -16,6 +16,7 @@ from pwexpire.services.pruning import (
     prune_batches,
     prune_cancellations,
     prune_cancelled,
+    prune_filters,
     prune_notices,
 )
 
@@ -24,6 +25,7 @@ PRUNERS: dict[str, Callable[[int], int]] = {
     "entries": prune_index,
     "demands": prune_cancelled,
     "batches": prune_batches,
+    "filters": lambda chunk: prune_filters(),
     "cancellations": prune_cancellations,
     "old_passwords": prune_history,
     "notices": prune_notices,
@@ -45,7 +47,7 @@ def _prune(prune: Callable[[int], int], chunk: int, console: Console) -> int:
     try:
         return prune(chunk)
     except DatabaseFault as error:
-        if not is_missing_table(feed.using, error):
+        if not is_missing_table(error):
             raise
         # Old hashes and notices must go though a deployment has not come to migrate yet.
         console.notice("A table is missing, so something was not pruned: run manage.py migrate.")
