@@ -16,6 +16,7 @@ from typing import Any
 from django.db import Error, OperationalError, ProgrammingError, connections, router, transaction
 from django.db.models import F, Max, Q
 
+from pwexpire.compiled import Compiled
 from pwexpire.conf import conf
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.faults import fault_log
@@ -78,6 +79,14 @@ class View:
         if len(self.clearances) > CLEARANCES_MAX:
             with suppress(KeyError):  # another thread may have been here
                 self.clearances.popitem(last=False)
+
+
+COUNTER = Compiled(lambda: EnforcementState.objects.values_list("counter"))
+
+
+def read_counter(using: str) -> int:
+    rows = COUNTER.rows(using)
+    return rows[0][0] if rows else 0
 
 
 class Feed:
@@ -218,9 +227,7 @@ class Feed:
         return connections[scope[0]].in_atomic_block
 
     def _read(self, using: str, old: View | None) -> View:
-        counter = (
-            EnforcementState.objects.using(using).values_list("counter", flat=True).first() or 0
-        )
+        counter = read_counter(using)
         if old is not None and old.counter == counter:
             return View(counter, old.floor, old.users, old.clearances)
         known = old if old is not None and old.counter < counter else View()

@@ -17,7 +17,7 @@ from pwexpire.conf import SETTINGS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(services.__file__).resolve().parent.parent
 FLOORS = [
-    ["constants", "exceptions", "signals", "retries", "compat", "breached", "faults"],
+    ["constants", "exceptions", "signals", "retries", "compat", "breached", "faults", "compiled"],
     ["policy"],
     ["loading"],
     ["logins"],
