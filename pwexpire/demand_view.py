@@ -14,6 +14,7 @@ from django.db import Error
 from django.db.models import F, Max, Q, QuerySet
 
 from pwexpire.bloom import BloomFilter, build_filter, count_parts
+from pwexpire.compiled import Compiled
 from pwexpire.constants import LOCKING
 from pwexpire.models import (
     Demand,
@@ -32,6 +33,7 @@ PAGE = 10_000
 CLEARANCES_MAX = 50_000
 # How long after an expiry its sessions may have left a trace; the last may be ended days after it.
 TRACED = timedelta(days=30)
+COUNTER = Compiled(lambda: EnforcementState.objects.values_list("counter"))
 # Sessions that were ended stay ended, though the demand behind it was cancelled.
 IN_FORCE = Q(cancelled_at__isnull=True) | Q(sessions=SessionAction.END)
 
@@ -107,10 +109,15 @@ class View:
                 self.clearances.popitem(last=False)
 
 
+def read_counter(using: str) -> int:
+    rows = COUNTER.rows(using)
+    return rows[0][0] if rows else 0
+
+
 def read_view(using: str, old: View | None) -> View:
     """Ask for the counter, and where it moved for what came since ``old``."""
     # Before all else: what commits meanwhile has a higher number, and is read by the next poll.
-    counter = EnforcementState.objects.using(using).values_list("counter", flat=True).first() or 0
+    counter = read_counter(using)
     if old is None or old.counter > counter:  # the database was restored: none of it holds
         old = View()
     elif old.counter == counter:

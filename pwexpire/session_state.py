@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from django.conf import settings
@@ -26,8 +27,8 @@ UNKNOWN: Any = object()
 HIJACKERS = "hijack_history"
 
 
-# Not frozen, for that costs a call for each field at every request.
-@dataclass(slots=True)
+# These two are made at every request, and mostly of defaults: those stand in the class, and there
+# is no __init__ to be called.
 class SessionState:
     """What a session says of itself.
 
@@ -35,17 +36,17 @@ class SessionState:
     user who acts as the one whom the session names, if it is another one.
     """
 
-    user_id: str
-    auth_hash: str
-    flagged: bool
-    flag_number: int | None
-    stamp: int
-    born: int
-    ages: float | None
-    policy_key: str | None
-    backend: str
-    grace: bool
-    real_user_id: str | None
+    user_id: str = ""
+    auth_hash: str = ""
+    flagged: bool = False
+    flag_number: int | None = None
+    stamp: int = 0
+    born: int = 0
+    ages: float | None = None
+    policy_key: str | None = None
+    backend: str = ""
+    grace: bool = False
+    real_user_id: str | None = None
 
     @property
     def key(self) -> ClearanceKey:
@@ -55,33 +56,52 @@ class SessionState:
         return self.flagged and (self.flag_number is None or self.flag_number > number)
 
 
-@dataclass(slots=True)
 class RequestState:
     """All that is kept of one request, in one attribute of it.
 
-    ``state``: the session as it came, or as it became on the way to the view; ``None`` if nobody
+    ``session``: the one that was decided about, ``None`` if there could be nobody in it.
+    ``state``: that session as it came, or as it became on the way to the view; ``None`` if nobody
     is logged in by it. ``gone_key``: of the cookie, if there is no such session. ``fault``: why
-    it could not be read. ``logged_in``: a login happened.
-    ``urlconf``: by which a held request was judged before the view.
-    ``failed_change``: the request only tells others of a wrong old password on a change page.
+    it could not be read. ``was_held``: at any time in this request. ``logged_in``: a login
+    happened. ``failed_change``: the request only tells others of a wrong old password on a change
+    page. ``urlconf``: by which a held request was judged before the view. ``request``: itself,
+    while it goes through the middleware.
+
+    What was seen of a change of a password: ``real_changes``: primary key -> was it a real change.
+    ``knows_old``: whether the present password was sent, ``counted``: as a try that is in the
+    record, ``reported``: which was a wrong one and is followed up. ``forgotten``: the key of a
+    session that a logout took out of the index.
     """
 
+    session: SessionBase | None = None
     session_key: str | None = None
     state: SessionState | None = None
     gone_key: str | None = None
     fault: Exception | None = None
     held: bool = False
+    was_held: bool = False
     answered: bool = False
     reached: bool = False
     urlconf: Any = None
     logged_in: bool = False
     failed_change: bool = False
     status: Any = UNKNOWN
+    request: HttpRequest | None = None
+    real_changes: Mapping[str, bool] = MappingProxyType({})
+    knows_old: bool | None = None
+    counted: bool = False
+    reported: bool = False
+    forgotten: str | None = None
 
     @property
     def served_elsewhere(self) -> bool:
         """Held, let through to an exempt view, and never seen to arrive there."""
         return self.held and not self.answered and not self.reached
+
+    def forget_decision(self) -> None:
+        """The session became another one on the way to the view."""
+        self.session = self.session_key = self.state = self.gone_key = self.fault = None
+        self.held = self.answered = self.reached = False
 
 
 def find_request_state(request: Any) -> RequestState | None:
@@ -107,19 +127,15 @@ def read_session_state(session: SessionBase) -> SessionState | None:
     if not isinstance(stamp, dict):
         stamp = {}
     number = data.get(SESSION_DEMAND)
-    return SessionState(
-        user_id=str(user_id),
-        auth_hash=data.get(HASH_SESSION_KEY) or "",
-        flagged=bool(data.get(SESSION_FLAG)),
-        flag_number=None if number is None or not isinstance(number, int) else number,
-        stamp=stamp.get("n", 0),
-        born=stamp.get("b", 0),
-        ages=stamp.get("a"),
-        policy_key=stamp.get("p"),
-        backend=data.get(BACKEND_SESSION_KEY) or "",
-        grace=bool(stamp.get("g")),
-        real_user_id=None,
-    )
+    state = SessionState()
+    state.user_id, state.auth_hash = str(user_id), data.get(HASH_SESSION_KEY) or ""
+    state.flagged = bool(data.get(SESSION_FLAG))
+    state.flag_number = number if isinstance(number, int) else None
+    state.stamp, state.born = stamp.get("n", 0), stamp.get("b", 0)
+    state.ages, state.policy_key = stamp.get("a"), stamp.get("p")
+    state.backend = data.get(BACKEND_SESSION_KEY) or ""
+    state.grace = bool(stamp.get("g"))
+    return state
 
 
 @cache

@@ -133,7 +133,7 @@ def _refuse_too_young(user: Any) -> None:
     if (
         password_state.held
         or password_state.changed_at is None
-        or (current is not None and current.held)
+        or (current is not None and current.was_held)
     ):
         return
     # A new user has a time of change as well, but has not changed anything.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from importlib import import_module
 from typing import Any
 
@@ -9,6 +10,14 @@ from django.conf import settings
 
 OLD = "old-Password-1"
 NEW = "new-Password-2"
+
+
+def made(what: Any, **values: Any) -> Any:
+    """A state of a session or a request, which are made without arguments; or one like another."""
+    found = what() if isinstance(what, type) else copy(what)
+    for name, value in values.items():
+        setattr(found, name, value)
+    return found
 
 
 def is_held(browser: Any, path: str = "/") -> bool:

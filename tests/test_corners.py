@@ -17,13 +17,13 @@ from pwexpire.middleware import PasswordExpiryMiddleware, tries
 from pwexpire.models import EnforcementState, PasswordRecord, SessionEntry
 from pwexpire.policy import Policy, decide
 from pwexpire.services import expired, index
-from pwexpire.services.password_changes import ChangeContext, change_context
+from pwexpire.services.password_changes import change_context
 from pwexpire.services.selection import Selection
 from pwexpire.services.status import read_rules
-from pwexpire.session_state import SessionState, request_state_of
+from pwexpire.session_state import RequestState, SessionState, request_state_of
 from pwexpire.sessionstore import registry
 from pwexpire.views import PasswordChangeView
-from tests.support import is_held, store_session
+from tests.support import is_held, made, store_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -112,7 +112,7 @@ def test_a_held_request_outside_of_a_middleware_call(rf, alice, client):
     client.force_login(alice)
     request = rf.get("/")
     request.session, request.user = client.session, alice
-    case = SessionState(str(alice.pk), "", True, None, 0, 0, None, None, "", False, None)
+    case = made(SessionState, user_id=str(alice.pk), flagged=True)
     ours = PasswordExpiryMiddleware(lambda request: None)
     request_state_of(request).state = case
     assert ours._hold(request, request_state_of(request)).status_code == 302
@@ -232,8 +232,8 @@ def test_a_change_is_followed_up_for_the_user_of_the_session(rf, alice, bob, cli
     request = rf.get("/")
     request.session, request.user = client.session, bob
     request.session["password_expired"] = True
-    state = SessionState(str(alice.pk), "", True, None, 0, 0, None, None, "", False, None)
-    token = change_context.set(ChangeContext(real_changes={str(alice.pk): True}))
+    state = made(SessionState, user_id=str(alice.pk), flagged=True)
+    token = change_context.set(made(RequestState, real_changes={str(alice.pk): True}))
     try:
         PasswordExpiryMiddleware(lambda request: None)._settle(request, state)
     finally:

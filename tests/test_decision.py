@@ -16,12 +16,14 @@ from pwexpire.demand_view import Clearance, View
 from pwexpire.policy import Chosen, Policy
 from pwexpire.services.password_state import GivenPassword, OpenDemand, PasswordState
 from pwexpire.session_state import SessionState
+from tests.support import made
 
 NOW = 1_000_000.0
 STAMP, COUNTER, NEWER = 40, 50, 45
 ALICE, ROOT = "1", "2"
 SSO = "site.SingleSignOn"
-FRESH = SessionState(
+FRESH = made(
+    SessionState,
     user_id=ALICE,
     auth_hash="h",
     flagged=False,
@@ -110,7 +112,7 @@ class Cell:
         if self.unread:
             return None
         given = {**FLAGS[self.flag], **LOGINS[self.login]}
-        return replace(FRESH, **given, real_user_id=ROOT if self.root else None)
+        return made(FRESH, **given, real_user_id=ROOT if self.root else None)
 
     @property
     def view(self):
@@ -123,7 +125,7 @@ class Cell:
             real=RECORDS[self.root] if self.root else None,
             left_out=self.left_out,
         )
-        case = self.case and replace(self.case, policy_key=self.view.policy_key)
+        case = self.case and made(self.case, policy_key=self.view.policy_key)
         asked = None if self.fault else facts
         return decide(case, self.view, asked, MODES[self.mode], now=NOW, fault=self.fault)
 
@@ -224,7 +226,7 @@ def test_each_reason_is_given(reason):
 
 
 def settle(**given):
-    case = replace(FRESH, flagged=True, flag_number=NEWER, **given)
+    case = made(FRESH, flagged=True, flag_number=NEWER, **given)
     return case, View(counter=COUNTER, users={ALICE: NEWER})
 
 
@@ -261,7 +263,7 @@ def test_a_cleared_session_is_asked_for_again_in_time(given, until):
 def test_a_password_that_cannot_be_used_is_held_by_no_flag():
     case, view = settle()
     facts = Facts(own=PasswordState(applies=False), usable_password=False)
-    by_hand = replace(case, flag_number=None)
+    by_hand = made(case, flag_number=None)
     assert decide(by_hand, view, facts, Modes(), now=NOW).access is Access.PASS
 
 
@@ -269,19 +271,19 @@ def test_a_password_that_cannot_be_used_is_held_by_no_flag():
     ("number", "flag", "demanded"), [(NEWER, 0, False), (STAMP, 0, True), (STAMP, NEWER, False)]
 )
 def test_what_was_remembered_counts_for_the_same_flag(number, flag, demanded):
-    case = replace(FRESH, flagged=True, flag_number=NEWER)
+    case = made(FRESH, flagged=True, flag_number=NEWER)
     view = View(counter=COUNTER)
     view.remember(case.key, Clearance(number, None, None, flag))
     assert is_demanded(case, view) is demanded
 
 
 def test_a_session_of_another_sequence_is_asked_for():
-    case = replace(FRESH, born=COUNTER + 1, stamp=COUNTER + 1)
+    case = made(FRESH, born=COUNTER + 1, stamp=COUNTER + 1)
     assert is_demanded(case, View(counter=COUNTER, floor=1))
     assert not is_demanded(case, View(counter=COUNTER + 1, floor=1))
 
 
 def test_another_policy_is_asked_about():
-    case = replace(FRESH, policy_key="old")
+    case = made(FRESH, policy_key="old")
     for key, suspect in (("old", False), ("new", True), (None, False)):
         assert decision.is_suspect(case, View(counter=COUNTER, policy_key=key), NOW) is suspect

@@ -21,6 +21,7 @@ FLOORS = [
         "bloom",
         "breached",
         "compat",
+        "compiled",
         "constants",
         "exceptions",
         "faults",

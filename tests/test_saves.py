@@ -28,15 +28,15 @@ from pwexpire.services import Require, password_changes
 from pwexpire.services.history import keep_new, seed_history
 from pwexpire.services.index import index_session
 from pwexpire.services.password_changes import (
-    ChangeContext,
     ChangedBy,
     change_context,
     find_changed_by,
 )
 from pwexpire.services.saves import ATTRIBUTE
+from pwexpire.session_state import RequestState
 from pwexpire.users import is_recorded
 from tests.factories import UserFactory
-from tests.support import NEW, OLD
+from tests.support import NEW, OLD, made
 from tests.year.site import Clock
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -218,7 +218,7 @@ def test_a_thread_of_a_view_is_nobody(alice, rf, command):
     assert in_thread(lambda: find_changed_by(alice)) is ChangedBy.OWN_SESSION
     assert find_changed_by(alice) is ChangedBy.ADMINISTRATOR, "a command, or a test"
     request = RequestFactory().get("/")
-    token = change_context.set(ChangeContext(request=request))
+    token = change_context.set(made(RequestState, request=request))
     assert find_changed_by(alice) is ChangedBy.RESET_LINK
     change_context.reset(token)
 
@@ -330,7 +330,7 @@ def test_a_transaction_keeps_it_with_the_save(alice, kept):
 
 
 def test_a_hash_in_a_held_session_is_looked_at(due, caplog):
-    token = change_context.set(ChangeContext(held=True))
+    token = change_context.set(made(RequestState, was_held=True))
     due.password = make_password(NEW)
     due.save()
     change_context.reset(token)

@@ -30,10 +30,11 @@ from pwexpire import services
 from pwexpire.models import OldPassword, PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.services.history import prune_history
-from pwexpire.services.password_changes import ChangeContext, change_context, set_by_other
+from pwexpire.services.password_changes import change_context, set_by_other
+from pwexpire.session_state import RequestState
 from pwexpire.validators import NotCurrentPasswordValidator, PasswordHistoryValidator
 from tests.factories import StaffFactory
-from tests.support import OLD, change_password, is_held, store_session
+from tests.support import OLD, change_password, is_held, made, store_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
 HISTORY = "pwexpire.validators.PasswordHistoryValidator"
@@ -487,7 +488,7 @@ class Asked:
             self.request.user = actor
 
     def __enter__(self):
-        self.token = change_context.set(ChangeContext(request=self.request))
+        self.token = change_context.set(made(RequestState, request=self.request))
 
     def __exit__(self, *exc):
         change_context.reset(self.token)
@@ -500,7 +501,7 @@ def test_set_by_other(alice, bob, root):
     from django.contrib.auth.models import AnonymousUser
 
     assert set_by_other(alice)  # a command
-    token = change_context.set(ChangeContext())
+    token = change_context.set(RequestState())
     assert not set_by_other(alice)
     change_context.reset(token)
     for actor, path, other in [

@@ -26,7 +26,6 @@ from pwexpire.services.password_changes import change_context
 from pwexpire.services.stamps import clear_flag, stamp_session
 from pwexpire.services.status import read_counter_and_state
 from pwexpire.session_state import (
-    REQUEST_STATE,
     RequestState,
     SessionState,
     is_user,
@@ -42,10 +41,11 @@ logger = logging.getLogger("pwexpire")
 
 
 class AfterView(Enforcement):
-    def _must_leave(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        request_state: RequestState | None = getattr(request, REQUEST_STATE, None)
-        if request_state is None or request_state.state is None:
-            return request_state is not None and request_state.gone_key is not None
+    def _must_leave(
+        self, request: HttpRequest, request_state: RequestState, response: HttpResponseBase
+    ) -> bool:
+        if request_state.state is None:
+            return request_state.gone_key is not None
         if request_state.held and self._must_follow_held(request, request_state, response):
             return True
         session = request.session

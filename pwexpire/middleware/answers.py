@@ -32,7 +32,6 @@ from pwexpire.middleware.hooks import Hooks
 from pwexpire.middleware.tries import SAFE_METHODS, is_change_of_password, verify_try
 from pwexpire.pages import find_url
 from pwexpire.responses import impersonated_response, locked_response, unavailable
-from pwexpire.services.password_changes import change_context
 from pwexpire.session_state import RequestState, SessionState, is_impersonated, request_state_of
 from pwexpire.sessionstore.base import drop_in_memory, set_in_memory
 from pwexpire.sessionstore.registry import get_adapter
@@ -55,12 +54,9 @@ class Answers(Hooks):
         return response
 
     def _hold(self, request: HttpRequest, request_state: RequestState) -> Answer:
-        request_state.held = True
+        request_state.held = request_state.was_held = True
         # By name: Django reads None as what was set last in this thread.
         request_state.urlconf = getattr(request, "urlconf", settings.ROOT_URLCONF)
-        current = change_context.get()
-        if current is not None:
-            current.held = True
         match = find_match(request)
         if match is not None and self._may_reach(request, match.func, match):
             arrivals.arrive(request)

@@ -7,14 +7,21 @@ import time
 from functools import partial
 from typing import Any
 
-from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY, get_user, get_user_model
+from django.contrib.auth import (
+    BACKEND_SESSION_KEY,
+    HASH_SESSION_KEY,
+    SESSION_KEY,
+    get_user,
+    get_user_model,
+)
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.db import DEFAULT_DB_ALIAS, router
 from django.db import Error as DatabaseFault
 from django.http import HttpRequest
 
 from pwexpire.conf import conf
-from pwexpire.constants import SESSION_FLAG
+from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
 from pwexpire.decision import (
     CLEARED,
     Access,
@@ -31,64 +38,112 @@ from pwexpire.faults import fault_log, logged_fault
 from pwexpire.feed import feed
 from pwexpire.middleware.answers import Answer
 from pwexpire.middleware.ended import EndedSessions
+from pwexpire.middleware.hooks import Hooks
 from pwexpire.models import Require
 from pwexpire.responses import unavailable
 from pwexpire.retries import retried
 from pwexpire.services.password_state import PasswordState, has_password
 from pwexpire.services.status import count_would_hold, read_password_state
 from pwexpire.session_state import (
-    REQUEST_STATE,
+    HIJACKERS,
     RequestState,
     SessionState,
     is_user,
+    loginas_key,
     read_session_state,
     request_state_of,
 )
-from pwexpire.sessionstore.base import peek
 
 logger = logging.getLogger("pwexpire")
 COUNTED_SECONDS = 3600
+# The scope of a site without a router and without tenants by schema.
+USUAL = (DEFAULT_DB_ALIAS, "")
+MISPLACED = (
+    "PasswordExpiryMiddleware needs SessionMiddleware and AuthenticationMiddleware "
+    "before it: put it after them in MIDDLEWARE."
+)
 UNAVAILABLE = "The service cannot check sessions at the moment. Try again soon."
 
 
 class Enforcement(EndedSessions):
     """By the session alone where that is enough; only for a suspect the record is asked."""
 
+    def __init__(self) -> None:
+        mine = type(self)
+        # Whether the site has a say in who is at it, or whose expiries count, at every request.
+        self.asks_by_hook = (mine.real_user, mine.get_scope) != (Hooks.real_user, Hooks.get_scope)
+        self.loginas_key = loginas_key()
+
     # Fetch.
 
-    def _find_session(self, request: HttpRequest) -> SessionBase | None:
-        """The session, or ``None`` if there can be nobody in it; it is not loaded here."""
-        session: SessionBase | None = getattr(request, "session", None)
-        if session is None or not hasattr(request, "user"):
-            raise ImproperlyConfigured(
-                "PasswordExpiryMiddleware needs SessionMiddleware and AuthenticationMiddleware "
-                "before it: put it after them in MIDDLEWARE."
-            )
-        if session.session_key is None and not session.modified:
-            return None
-        return session
+    def _passes(self, request: HttpRequest, request_state: RequestState) -> bool:
+        """Whether the session passes by what it says itself; loads it, and queries no more.
+
+        Every request comes through here, and pays for each call. So there are hardly any for a
+        session in which nobody acts as its user and of which nothing is demanded: that it is as
+        most are is seen at once, and whatever is not goes through ``_is_clear``.
+        """
+        try:
+            session, _ = request.session, request.user
+        except AttributeError:
+            raise ImproperlyConfigured(MISPLACED) from None
+        key = session.session_key
+        if key is None and not session.modified:
+            return True
+        request_state.session, request_state.session_key = session, key
+        accessed, modified = session.accessed, session.modified
+        try:
+            SESSION_KEY in session  # noqa: B015 - loads it
+        except Exception as error:  # whatever the engine's backend raises
+            request_state.fault = error
+        try:
+            data: dict[str, Any] = session._session_cache  # type: ignore[attr-defined]
+            stamp, user_id, view = data[SESSION_STAMP], data[SESSION_KEY], feed._views[USUAL]
+            number, born, policy_key = stamp["n"], stamp["b"], view.policy_key
+            if (
+                user_id.__class__ is str
+                and view.counter >= born
+                and (number >= view.counter or not view.is_demanded_after(number, user_id))
+                and (policy_key is None or self._is_still_good(stamp, view))
+                and time.monotonic() < view.fresh_until
+                and SESSION_FLAG not in data
+                and SESSION_DEMAND not in data
+                and "g" not in stamp
+                and HIJACKERS not in data
+                and self.loginas_key not in data
+                and not self.asks_by_hook
+                and not router.routers
+            ):
+                request_state.state = state = SessionState()
+                state.user_id, state.auth_hash = user_id, data[HASH_SESSION_KEY] or ""
+                state.backend, state.born = data[BACKEND_SESSION_KEY] or "", born
+                state.stamp, state.ages, state.policy_key = stamp["n"], stamp["a"], stamp["p"]
+                session.accessed = accessed
+                return True
+        except (AttributeError, KeyError, TypeError):  # not as we write it, or not loaded
+            pass
+        clear = self._is_clear(request, request_state, session)
+        # To load a signed cookie that is no longer valid makes another one.
+        session.accessed, session.modified = accessed, modified
+        return clear
+
+    @staticmethod
+    def _is_still_good(stamp: dict[str, Any], view: View) -> bool:
+        """Whether the policy is that of the stamp, and the password has not aged out since."""
+        ages = stamp["a"]
+        young = stamp["p"] == view.policy_key and (ages is None or time.time() < ages)
+        return young and not view.clearances
 
     def _is_clear(
-        self,
-        request: HttpRequest,
-        session: SessionBase,
-        key: str | None,
-        fault: Exception | None,
+        self, request: HttpRequest, request_state: RequestState, session: SessionBase
     ) -> bool:
-        """Whether the session passes by what it says itself; never queries.
-
-        ``key``: as the cookie has it. ``fault``: the session could not be loaded.
-        """
-        request_state: RequestState | None = getattr(request, REQUEST_STATE, None)
-        if request_state is None:
-            request_state = request._pwexpire = RequestState()  # type: ignore[attr-defined]
-        request_state.session_key, request_state.fault = session.session_key, fault
+        """Whether the session passes by what it says itself; never queries."""
         request_state.state = state = read_session_state(session)
-        request_state.held = request_state.answered = request_state.reached = False
-        if fault is not None:
+        if request_state.fault is not None:
             return False
         if state is None:
-            request_state.gone_key = key if session.session_key is None else None
+            if session.session_key is None:
+                request_state.gone_key, request_state.session_key = request_state.session_key, None
             if request_state.gone_key is None:
                 return True
             view = feed.current(self.get_scope(request))
@@ -105,21 +160,22 @@ class Enforcement(EndedSessions):
             self._drop_from_memory(request, state)
         return True
 
-    def _has_changed(self, request: HttpRequest, request_state: RequestState | None) -> bool:
+    def _has_changed(self, request: HttpRequest, request_state: RequestState) -> bool:
         """Whether something behind this middleware made another session of it."""
-        session = request.session
-        if request_state is None:
+        session, state = request.session, request_state.state
+        if request_state.session is None:
             return session.session_key is not None or session.modified
-        if not hasattr(session, "_session_cache"):
+        try:
+            data = session._session_cache  # type: ignore[attr-defined]
+        except AttributeError:  # another one, which is not loaded
             return session.session_key != request_state.session_key
-        data, state = peek(session), request_state.state
-        user_id = data.get(SESSION_KEY)
-        if user_id is None or state is None:
-            return (user_id is None) != (state is None)
+        if state is None or SESSION_KEY not in data:
+            return (state is None) != (data.get(SESSION_KEY) is None)
         return (
-            str(user_id) != state.user_id
-            or data.get(HASH_SESSION_KEY, "") != state.auth_hash
-            or bool(data.get(SESSION_FLAG)) != state.flagged
+            data[SESSION_KEY] != state.user_id
+            or HASH_SESSION_KEY not in data
+            or data[HASH_SESSION_KEY] != state.auth_hash
+            or (SESSION_FLAG in data and bool(data[SESSION_FLAG])) != state.flagged
         )
 
     def _examine(self, request: HttpRequest) -> Answer:

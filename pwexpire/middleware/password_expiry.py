@@ -6,15 +6,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
-from django.contrib.auth import SESSION_KEY
+from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY
 from django.http import HttpRequest, HttpResponseBase
 
+from pwexpire.constants import SESSION_FLAG
 from pwexpire.middleware.after_view import AfterView
 from pwexpire.middleware.answers import Answer
 from pwexpire.middleware.explaining import add_reason, needs_reason
+from pwexpire.middleware.tries import SAFE_METHODS
 from pwexpire.services.guesses import follow_up_wrong
-from pwexpire.services.password_changes import ChangeContext, change_context, note_server
-from pwexpire.session_state import REQUEST_STATE, find_request_state
+from pwexpire.services.password_changes import change_context, note_server
+from pwexpire.session_state import REQUEST_STATE, RequestState, request_state_of
 
 GetResponse = Callable[[HttpRequest], Any]
 
@@ -31,6 +33,7 @@ class PasswordExpiryMiddleware(AfterView):
     async_capable = True
 
     def __init__(self, get_response: GetResponse) -> None:
+        super().__init__()
         self.get_response = get_response
         note_server()
         self.is_async = iscoroutinefunction(get_response)
@@ -45,63 +48,82 @@ class PasswordExpiryMiddleware(AfterView):
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self.is_async:
             return self._call_async(request)
-        token = change_context.set(ChangeContext(request=request))
+        request_state = getattr(request, REQUEST_STATE, None)
+        if request_state is None:
+            request_state = request._pwexpire = RequestState()  # type: ignore[attr-defined]
+        request_state.request = request
+        token = change_context.set(request_state)
         try:
-            answer = self._decide_sync(request)
+            passes = self._passes(request, request_state)
+            answer = None if passes else self._examine(request)
             response = self.get_response(request) if answer is None else answer
-            if self._must_leave(request, response):
+            session = request.session
+            # Whatever gives a session another key or another user marks it as modified.
+            if (
+                session.modified
+                or request_state.held
+                or request_state.gone_key is not None
+                or session is not request_state.session
+            ) and self._must_leave(request, request_state, response):
                 response = self._leave(request, response)
             return response
         finally:
             change_context.reset(token)
 
     async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
-        token = change_context.set(ChangeContext(request=request))
+        request_state = request_state_of(request)
+        request_state.request = request
+        token = change_context.set(request_state)
         try:
-            answer = await self._decide_async(request)
+            passes = await self._apasses(request, request_state)
+            answer = None if passes else await sync_to_async(self._examine)(request)
             response = await self.get_response(request) if answer is None else answer
-            if self._must_leave(request, response):
+            if self._must_leave(request, request_state, response):
                 response = await sync_to_async(self._leave)(request, response)
             return response
         finally:
             change_context.reset(token)
 
-    def _decide_sync(self, request: HttpRequest) -> Answer:
-        session = self._find_session(request)
-        if session is None:
-            return None
-        key, touched, fault = session.session_key, (session.accessed, session.modified), None
-        try:
-            session.get(SESSION_KEY)
-        except Exception as error:  # whatever the engine's backend raises
-            fault = error
-        clear = self._is_clear(request, session, key, fault)
-        # To load a signed cookie that is no longer valid makes another one.
-        session.accessed, session.modified = touched
-        return None if clear else self._examine(request)
-
-    async def _decide_async(self, request: HttpRequest) -> Answer:
-        session = self._find_session(request)
-        if session is None:
-            return None
-        key, touched, fault = session.session_key, (session.accessed, session.modified), None
-        try:
-            await session.aget(SESSION_KEY)
-        except Exception as error:
-            fault = error
-        clear = self._is_clear(request, session, key, fault)
-        session.accessed, session.modified = touched
-        return None if clear else await sync_to_async(self._examine)(request)
+    async def _apasses(self, request: HttpRequest, request_state: RequestState) -> bool:
+        """As ``_passes``, where the session has to be awaited."""
+        session = getattr(request, "session", None)
+        if session is not None and session.session_key is not None:
+            touched = session.accessed, session.modified
+            try:
+                await session.ahas_key(SESSION_KEY)
+            except Exception as error:
+                request_state.session, request_state.fault = session, error
+                request_state.session_key = session.session_key
+                return False
+            finally:
+                session.accessed, session.modified = touched
+        return self._passes(request, request_state)
 
     def _process_view_sync(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
-        request_state = getattr(request, REQUEST_STATE, None)
+        try:
+            request_state: RequestState = request._pwexpire  # type: ignore[attr-defined]
+            state, data = request_state.state, request.session._session_cache  # type: ignore[attr-defined]
+            # Nearly always the same user, and nothing to hold: no call, as in ``_passes``.
+            if (
+                state is not None
+                and data[SESSION_KEY] == state.user_id
+                and data[HASH_SESSION_KEY] == state.auth_hash
+                and SESSION_FLAG not in data
+                and not request_state.held
+                and request.method in SAFE_METHODS
+            ):
+                return None
+        except (AttributeError, KeyError):
+            pass
+        request_state = request_state_of(request)
         if self._has_changed(request, request_state):
-            answer = self._decide_sync(request)
-            if answer is not None:
-                return answer
-            request_state = find_request_state(request)
+            request_state.forget_decision()
+            if not self._passes(request, request_state):
+                answer = self._examine(request)
+                if answer is not None:
+                    return answer
         answer = self._reach(request, request_state, view)
         if answer is None and self._is_change(request, request_state, view):
             answer = self._enter_change(request, request_state, view)
@@ -110,12 +132,13 @@ class PasswordExpiryMiddleware(AfterView):
     async def _process_view_async(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> Answer:
-        request_state = getattr(request, REQUEST_STATE, None)
+        request_state = request_state_of(request)
         if self._has_changed(request, request_state):
-            answer = await self._decide_async(request)
-            if answer is not None:
-                return answer
-            request_state = find_request_state(request)
+            request_state.forget_decision()
+            if not await self._apasses(request, request_state):
+                answer = await sync_to_async(self._examine)(request)
+                if answer is not None:
+                    return answer
         answer = self._reach(request, request_state, view)
         if answer is None and self._is_change(request, request_state, view):
             answer = await sync_to_async(self._enter_change)(request, request_state, view)

@@ -14,6 +14,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
+from pwexpire.compiled import ASKED, Compiled
 from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.feed import feed
 from pwexpire.models import Demand, Exclusion, ExpiryBatch, PasswordRecord, Require
@@ -76,9 +77,15 @@ def _unsatisfied(user: Any) -> Q:
 
 def open_batches(pk: Any) -> list[ExpiryBatch]:
     """Return the batches that are open against one user."""
-    by_name = wanting_by_name(pk).filter(_unsatisfied(pk))
-    everyone = wanting_with_everyone(pk).filter(_unsatisfied(pk), cancelled_at__isnull=True)
-    return [*by_name, *everyone]
+    names = [field.attname for field in ExpiryBatch._meta.concrete_fields]
+    rows = [*OPEN_BY_NAME.rows(feed.using, pk), *OPEN_WITH_EVERYONE.rows(feed.using, pk)]
+    return [ExpiryBatch.from_db(feed.using, names, row) for row in rows]
+
+
+OPEN_BY_NAME = Compiled(lambda: wanting_by_name(ASKED).filter(_unsatisfied(ASKED)))
+OPEN_WITH_EVERYONE = Compiled(
+    lambda: wanting_with_everyone(ASKED).filter(_unsatisfied(ASKED), cancelled_at__isnull=True)
+)
 
 
 def find_open_batches(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -25,34 +24,17 @@ from pwexpire.services.demands import lowest_open
 from pwexpire.services.history import keep_present
 from pwexpire.services.password_state import find_password_state
 from pwexpire.services.status import check_saved, read_counter, read_rules
+from pwexpire.session_state import RequestState
 from pwexpire.signals import password_changed
 
-
-@dataclass(slots=True)
-class ChangeContext:
-    """What was seen during one request. ``real_changes``: primary key -> was it a real change.
-
-    ``knows_old``: whether the present password was sent, ``counted``: as a try that is in the
-    record, ``reported``: which was a wrong one and is followed up. ``forgotten``: the key of a
-    session that a logout took out of the index.
-    """
-
-    request: HttpRequest | None = None
-    held: bool = False
-    knows_old: bool | None = None
-    counted: bool = False
-    reported: bool = False
-    real_changes: dict[str, bool] = field(default_factory=dict)
-    forgotten: str | None = None
+# What was seen of the request that is served here.
+change_context: ContextVar[RequestState | None] = ContextVar("pwexpire_request", default=None)
 
 
 def note_change(user: Any, *, real: bool) -> None:
     current = change_context.get()
     if current is not None:
-        current.real_changes[str(user.pk)] = real
-
-
-change_context: ContextVar[ChangeContext | None] = ContextVar("pwexpire_witness", default=None)
+        current.real_changes = {**current.real_changes, str(user.pk): real}
 
 
 _serves_requests = False

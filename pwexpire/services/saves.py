@@ -188,7 +188,7 @@ def _may_replace_hash(user: Any, update_fields: Any) -> bool:
     if update_fields is not None and length_kept(user):
         return True
     current = change_context.get()
-    if current is not None and current.held:
+    if current is not None and current.was_held:
         return True
     # What was known last is enough for a warning, and asks nothing at every save.
     view = feed.last_view(feed.scope())

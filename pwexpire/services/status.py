@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.db.models import F, OuterRef, Subquery, prefetch_related_objects
+from django.db.models import F, OuterRef, QuerySet, Subquery, prefetch_related_objects
 from django.utils import timezone
 
+from pwexpire.compiled import ASKED, Compiled
 from pwexpire.conf import conf
+from pwexpire.demand_view import read_counter as read_counter_of
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
 from pwexpire.models import (
@@ -81,8 +83,7 @@ def read_state() -> EnforcementState:
 
 
 def read_counter() -> int:
-    rows = EnforcementState.objects.using(feed.using).values_list("counter", flat=True)
-    return rows.first() or 0
+    return read_counter_of(feed.using)
 
 
 RECORDED = (
@@ -108,21 +109,14 @@ def read_rules() -> Rules:
     )
 
 
-def read_password_state(user: Any) -> PasswordState:
-    """One query; more if something is demanded, or for the day pwexpire came."""
-    return read_counter_and_state(user)[1]
-
-
-def read_counter_and_state(user: Any) -> tuple[int, PasswordState]:
-    """Return the counter and what stands against ``user``, both as of the same moment."""
-    if not is_recorded(user):
-        return read_counter(), PasswordState()
+def _select_verdict() -> QuerySet[Any, Any]:
+    """Return the query of all that is judged of one user, and the counter of the same moment."""
     counter = EnforcementState.objects.using(feed.using).values("counter")
     mine = wanting_by_name(OuterRef("pk")).order_by("-number").values("number")
     everyone = wanting_with_everyone(OuterRef(OuterRef("pk"))).order_by("-number").values("number")
-    row = (
+    return (
         all_users()
-        .filter(pk=user.pk)
+        .filter(pk=ASKED)
         .values_list(
             *[f"pwexpire_record__{name}" for name in RECORDED],
             "pwexpire_record__satisfied",
@@ -133,10 +127,25 @@ def read_counter_and_state(user: Any) -> tuple[int, PasswordState]:
             Subquery(everyone.filter(sessions=SessionAction.END)[:1]),
             Subquery(counter[:1]),
         )
-        .first()
     )
-    if row is None:
+
+
+VERDICT = Compiled(_select_verdict)
+
+
+def read_password_state(user: Any) -> PasswordState:
+    """One query; more if something is demanded, or for the day pwexpire came."""
+    return read_counter_and_state(user)[1]
+
+
+def read_counter_and_state(user: Any) -> tuple[int, PasswordState]:
+    """Return the counter and what stands against ``user``, both as of the same moment."""
+    if not is_recorded(user):
         return read_counter(), PasswordState()
+    rows = VERDICT.rows(feed.using, user.pk)
+    if not rows:
+        return read_counter(), PasswordState()
+    (row,) = rows
     known = zip(RECORDED, row, strict=False)
     record = PasswordRecord(**{name: value for name, value in known if value is not None})
     satisfied, ended, by_name, all_of_us, one_end, all_end, number = (

@@ -49,6 +49,15 @@ def _idle(found: dict[str, Any]) -> Iterator[str]:
     yield table(["request", "queries added", "writes added", "Vary"], strangers)
 
 
+def _verdict(found: list[dict[str, Any]]) -> Iterator[str]:
+    rows = [
+        [row["name"], row["statements"]]
+        + [f"{row[name]:.3f}" for name in ("ms", "database_ms", "python_ms")]
+        for row in found
+    ]
+    yield table(["one user", "statements", "ms", "of the database", "of Python"], rows)
+
+
 def _statements(found: dict[str, Any]) -> Iterator[str]:
     yield "Statements, with BEGIN, COMMIT, SAVEPOINT and RELEASE:"
     rows = [[work, row["without"], row["added"], row["bound"]] for work, row in found.items()]
@@ -187,6 +196,7 @@ def _evidence(found: dict[str, Any]) -> Iterator[str]:
 
 SECTIONS: dict[str, Callable[[Any], Iterator[str]]] = {
     "idle": _idle,
+    "verdict": _verdict,
     "statements": _statements,
     "flagging": _flagging,
     "memory": _memory,

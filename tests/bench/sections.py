@@ -14,6 +14,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Sizes:
     idle_pairs: int
+    verdicts: int
     # Number of sessions -> rounds.
     flagging: dict[int, int]
     loop_most: int
@@ -33,6 +34,7 @@ class Sizes:
 
 FULL = Sizes(
     idle_pairs=400,
+    verdicts=4_000,
     flagging={1_000: 9, 10_000: 5, 100_000: 3},
     loop_most=10_000,
     detailed=10_000,
@@ -50,6 +52,7 @@ FULL = Sizes(
 )
 QUICK = Sizes(
     idle_pairs=40,
+    verdicts=400,
     flagging={500: 5, 2_000: 3, 8_000: 3},
     loop_most=2_000,
     detailed=2_000,
@@ -71,6 +74,7 @@ SIZES = {"quick": QUICK, "full": FULL, "huge": HUGE}
 
 NAMES = [
     "idle",
+    "verdict",
     "statements",
     "flagging",
     "memory",
@@ -94,12 +98,21 @@ def _idle(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Any]:
     return {"requests": rows, "strangers": idle.measure_strangers()}
 
 
+def _verdict(sizes: Sizes) -> list[dict[str, Any]]:
+    from tests.bench import verdict
+    from tests.bench.databases import databases
+
+    databases().make()
+    return verdict.measure_verdict(sizes.verdicts)
+
+
 def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], Any]]:
     from tests.bench import evidence, feed, flagging, reach, scale, statements, waiting, workers
 
     few, many = sizes.one[0], sizes.one[-1]
     return {
         "idle": lambda: _idle(sizes, troubles),
+        "verdict": lambda: _verdict(sizes),
         "statements": statements.measure_statements,
         "flagging": lambda: flagging.measure_flagging(
             sizes.flagging, sizes.loop_most, sizes.detailed

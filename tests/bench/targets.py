@@ -32,6 +32,11 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
 def _wanted(found: dict[str, Any]) -> Iterator[Wanted]:
     if "idle" in found:
         yield from _idle(found["idle"])
+    if "verdict" in found:
+        row = found["verdict"][1]
+        yield "statements of the verdict of one user", row["statements"], 1, True
+        yield "ms of it in Python", row["python_ms"], 0.6, True
+        yield "ms of it in all", row["ms"], 1.5, True
     for work, row in found.get("statements", {}).items():
         yield f"statements added to a {work}", row["added"], row["bound"], True
     for size in found.get("flagging", ()):
@@ -60,7 +65,11 @@ def _idle(found: dict[str, Any]) -> Iterator[Wanted]:
     row, stranger = found["requests"][1], found["strangers"][0]
     yield "an idle request takes, times", row["time"], 1.03, True
     yield "the same in CPU time", row["cpu"], 1.03, True
-    yield "the same in function calls", row["calls"], 1.03, True
+    yield "the same in function calls", row["calls"], 1.013, True
+    django = next(one for one in found["requests"] if "LoginRequired" in one["name"])
+    for unit, name in (("function calls", "calls_added"), ("µs", "added_us")):
+        added = row[name] / django[name]
+        yield f"{unit} that it adds / `LoginRequiredMiddleware`", added, 2, True
     yield "queries that it adds", row["reads_added"], 0, True
     yield "writes that it adds", row["writes_added"], 0, True
     yield "queries of an anonymous request", stranger["reads_added"], 0, True
