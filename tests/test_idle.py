@@ -119,11 +119,15 @@ def quiet(settings):
     settings.PWEXPIRE_POLL_SECONDS = 3600
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["younger", "older"])
 @pytest.mark.parametrize("count", [count_wsgi, count_asgi])
 def test_an_idle_request_costs_at_most_twice_as_many_calls_as_djangos_own(
-    quiet, transactional_db, alice, client, count
+    quiet, transactional_db, alice, bob, client, count, older
 ):
+    """Of a session that is younger or older than the newest expiry, of somebody else."""
     client.force_login(alice)
+    if older:
+        services.expire_passwords(bob)
     found = count_all(count, client)
     added, least = (found[extra] - found[None] for extra in (OURS, DJANGOS))
     assert added <= 2 * least, found
