@@ -19,7 +19,7 @@ from pwexpire.admin_log import list_logged, log_action, log_refusal, name_users
 from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
 from pwexpire.constants import LOCKING
-from pwexpire.models import ExpiryBatch, Reason, Require, SessionAction, TraceKind
+from pwexpire.models import BatchState, ExpiryBatch, Reason, Require, SessionAction, TraceKind
 from pwexpire.services.batches import expire_passwords
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.preview import preview_expiry
@@ -27,6 +27,10 @@ from pwexpire.services.ranks import Lockout, find_lockout, find_outranked
 from pwexpire.services.selection import Selection, key_text
 
 PERMISSION = "pwexpire.expire_passwords"
+# An expiry works for so long in a request, and finishes the chunk that it is at: two seconds at
+# most. Of more users than these the page counts only how many there are.
+REQUEST_SECONDS = 1.5
+PREVIEWED_MAX = 10_000
 FIRST_SHOWN = {"reason": "admin", "require": "change", "sessions": "flag"}
 
 
@@ -97,12 +101,13 @@ class AdminAction:
 
     def confirm(self, form: forms.Form, action: str, title: str) -> HttpResponse:
         """Return the page that asks; it posts the selection again."""
-        post = self.request.POST
+        post, count = self.request.POST, self.allowed.count()
         context = {
             **self.modeladmin.admin_site.each_context(self.request),
             "opts": self.modeladmin.model._meta,
             "title": title,
-            "preview": preview_expiry(self.allowed),
+            "count": count,
+            "preview": preview_expiry(self.allowed) if count <= PREVIEWED_MAX else None,
             "lockout": self.find_lockout(kept_out=False),
             "skipped": name_users(self.refused),
             "form": form,
@@ -123,10 +128,15 @@ class AdminAction:
             self.modeladmin.message_user(self.request, words, messages.WARNING)
 
     def report_done(
-        self, logged: list[Any], summary: str, note: str, batch: ExpiryBatch | None = None
+        self,
+        logged: list[Any],
+        summary: str,
+        note: str,
+        batch: ExpiryBatch | None = None,
+        level: int = messages.SUCCESS,
     ) -> None:
         log_action(self.request, logged, summary, note, batch)
-        self.modeladmin.message_user(self.request, summary, messages.SUCCESS)
+        self.modeladmin.message_user(self.request, summary, level)
 
 
 @admin.action(description=gettext_lazy("Expire passwords of selected users"))
@@ -153,8 +163,16 @@ def _expire_allowed(action: AdminAction, given: dict[str, Any]) -> None:
     enqueue = _find_enqueuer(action.allowed)
     values = {name: given[name] for name in ("reason", "require", "sessions", "note")}
     batch = expire_passwords(
-        action.allowed, **values, actor=actor, exclude=out, defer=enqueue is not None
+        action.allowed,
+        **values,
+        actor=actor,
+        exclude=out,
+        defer=enqueue is not None,
+        seconds=REQUEST_SECONDS,
     )
+    if batch.state == BatchState.STAGING:
+        action.report_done(logged, _describe_staging(batch), given["note"], batch, messages.ERROR)
+        return
     summary = _describe_batch(batch, enqueued=enqueue is not None)
     # After the summary, which the tasks would change while it is read.
     if enqueue is not None:
@@ -223,6 +241,14 @@ def _find_enqueuer(users: QuerySet[Any]) -> Callable[[ExpiryBatch], None] | None
     return enqueue_expiry
 
 
+def _describe_staging(batch: ExpiryBatch) -> str:
+    return gettext(
+        "Nobody was expired: these are more users than a request can select. Expire fewer at a "
+        "time, or let manage.py pwexpire resume %(batch)d go on, with options that name the same "
+        "users. Batch %(batch)d is not in force before."
+    ) % {"batch": batch.pk}
+
+
 def _describe_batch(batch: ExpiryBatch, *, enqueued: bool) -> str:
     warning = batch.require == Require.WARN
     if batch.users_expired is None:
@@ -251,6 +277,12 @@ def _describe_batch(batch: ExpiryBatch, *, enqueued: bool) -> str:
         "flagged": batch.sessions_flagged or 0,
         "ended": batch.sessions_ended or 0,
     }
+    if batch.is_unfinished:  # held all the same: the record decides at the next request
+        left = gettext(
+            "Other sessions are held at their next request; manage.py pwexpire resume %(batch)d "
+            "goes on with the stored ones."
+        )
+        details = f"{details} {left % {'batch': batch.pk}}"
     return f"{summary} {details}"
 
 
