@@ -424,3 +424,17 @@ def test_without_a_tasks_framework(alice, monkeypatch):
         run("--enqueue")
     with pytest.raises(TasksUnavailable):
         tasks.enqueue_notices()
+
+
+def test_whom_no_policy_warns_today_is_not_judged(alice, bob, settings, monkeypatch):
+    settings.PWEXPIRE_POLICY = Policy(max_age=90 * DAY, warn_before=7 * DAY)
+    PasswordRecord.objects.filter(pk=bob.pk).update(changed_at=timezone.now() - 85 * DAY)
+    judged, real = [], notices.judge_users
+
+    def judge(users, *given):
+        judged.extend(users)
+        return real(users, *given)
+
+    monkeypatch.setattr(notices, "judge_users", judge)
+    assert services.notify_users(dry_run=True).steps == {"7": 1}
+    assert judged == [bob]

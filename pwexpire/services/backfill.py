@@ -22,8 +22,8 @@ from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.password_state import Rules
-from pwexpire.services.selection import Selection, key_text
-from pwexpire.services.status import read_records, read_rules
+from pwexpire.services.selection import Selection, key_text, list_with_records
+from pwexpire.services.status import read_rules, records_read_with, rules_of_page
 
 # Users of one transaction.
 PAGE = 500
@@ -67,8 +67,8 @@ def backfill(selection: Selection, terms: Terms) -> dict[str, int]:
 
 
 def _write_page(users: Any, terms: Terms) -> Counter[str]:
-    page = list(users.order_by("pk"))
-    rules, records = read_rules(), read_records(page)
+    page = list_with_records(users)
+    rules, records = rules_of_page(page, read_rules()), records_read_with(page)
     counts = Counter(users=len(page))
     known: dict[Any, datetime] = {}
     new: list[PasswordRecord] = []
@@ -179,7 +179,7 @@ def _count_days(counts: Counter[date | None]) -> Forecast:
 def _forecast_page(
     users: Sequence[Any], terms: Terms
 ) -> tuple[Counter[date | None], Counter[date | None]]:
-    rules, records = read_rules(), read_records(users)
+    rules, records = rules_of_page(users, read_rules()), records_read_with(users)
     found = [age_out(rules, user, records.get(user.pk), terms) for user in users]
     agings = [aging for aging in found if aging is not None]
     return (

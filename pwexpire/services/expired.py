@@ -28,7 +28,7 @@ from pwexpire.services.demands import (
 )
 from pwexpire.services.password_state import OpenDemand, PasswordState, Rules
 from pwexpire.services.selection import Selection
-from pwexpire.services.status import judge_users, read_rules
+from pwexpire.services.status import judge_users, read_rules, records_read_with
 
 NOBODY = Q(pk__in=[])
 Asked = Callable[[PasswordState, OpenDemand | None], bool]
@@ -108,6 +108,12 @@ def is_warned(users: QuerySet[Any], between: Between | None = None) -> Q:
     return warned & ~is_expired(users, between=between)
 
 
+def may_be_warned_of_age() -> Q:
+    """Return a condition on users that is true of all whose password ages out soon, and of few."""
+    rules = read_rules()
+    return _by_each_policy(rules, lambda policy: _warns_by_itself(policy, rules))
+
+
 def _ask_each(users: QuerySet[Any], certain: Q, possible: Q, asks: Asked) -> Q:
     """``certain``: on whom SQL knows the answer is yes, unless ``PWEXPIRE_APPLIES_TO`` says no."""
     if conf.reconsider is None:  # one policy for all
@@ -118,7 +124,7 @@ def _ask_each(users: QuerySet[Any], certain: Q, possible: Q, asks: Asked) -> Q:
     no: set[Any] = set()
     rules = read_rules()
     for page in Selection(users.filter(possible).exclude(certain)).pages():
-        for user, _, password_state, shown in judge_users(page, rules):
+        for user, _, password_state, shown in judge_users(page, rules, records_read_with(page)):
             (yes if asks(password_state, shown) else no).add(user.pk)
     # The shorter list: a database takes so many keys in a statement and no more.
     if len(yes) <= len(no):
