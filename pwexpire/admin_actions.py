@@ -18,7 +18,7 @@ from django.utils.translation import gettext, gettext_lazy, ngettext
 from pwexpire.admin_log import list_logged, log_action, log_refusal, name_users
 from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
-from pwexpire.constants import LOCKING
+from pwexpire.constants import LOCKING, REQUEST_SECONDS
 from pwexpire.models import BatchState, ExpiryBatch, Reason, Require, SessionAction, TraceKind
 from pwexpire.services.batches import expire_passwords
 from pwexpire.services.cancellations import cancel_expiry
@@ -27,9 +27,7 @@ from pwexpire.services.ranks import Lockout, find_lockout, find_outranked
 from pwexpire.services.selection import Selection, key_text
 
 PERMISSION = "pwexpire.expire_passwords"
-# An expiry works for so long in a request, and finishes the chunk that it is at: two seconds at
-# most. Of more users than these the page counts only how many there are.
-REQUEST_SECONDS = 1.5
+# Of more users than these the page that asks counts only how many there are.
 PREVIEWED_MAX = 10_000
 FIRST_SHOWN = {"reason": "admin", "require": "change", "sessions": "flag"}
 

@@ -15,3 +15,6 @@ SIGNAL_IDS_MAX = 1_000
 REQUIRE_ORDER = ("warn", "change", "reset", "deny")
 # After these the user cannot log in with the password that they have.
 LOCKING = ("reset", "deny")
+# The admin action works for so long in a request, and finishes the chunk that it is at: two seconds
+# at most.
+REQUEST_SECONDS = 1.5

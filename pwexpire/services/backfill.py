@@ -15,7 +15,8 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
-from django.db.models import Case, DateTimeField, F, Q, Value, When
+from django.db import connections
+from django.db.models import Q
 from django.utils import timezone
 
 from pwexpire.feed import feed
@@ -90,15 +91,25 @@ def _write_page(users: Any, terms: Terms) -> Counter[str]:
 
 
 def _update_records(known: dict[Any, datetime]) -> int:
-    if not known:
+    connection, fields = connections[feed.using], PasswordRecord._meta
+    quote = connection.ops.quote_name
+    key, changed_at, assumed = (
+        quote(fields.get_field(name).column) for name in ("user", "changed_at", "assumed")
+    )
+    # The ORM would compile an expression for each user. Whether the change was seen is asked again:
+    # one that was made meanwhile is not overwritten.
+    sql = (
+        f"UPDATE {quote(fields.db_table)} SET {changed_at} = %s, {assumed} = %s "
+        f"WHERE {key} = %s AND ({changed_at} IS NULL OR {assumed})"
+    )
+    to_column = fields.pk.get_db_prep_value
+    adapt = connection.ops.adapt_datetimefield_value
+    rows = [(adapt(moment), True, to_column(pk, connection)) for pk, moment in known.items()]
+    if not rows:
         return 0
-    at = [
-        When(pk=pk, then=Value(moment, output_field=DateTimeField()))
-        for pk, moment in known.items()
-    ]
-    # UNSEEN is asked again: a change that was made meanwhile is not overwritten.
-    unseen = PasswordRecord.objects.using(feed.using).filter(UNSEEN, pk__in=list(known))
-    return unseen.update(changed_at=Case(*at, default=F("changed_at")), assumed=True)
+    with connection.cursor() as cursor:
+        cursor.executemany(sql, rows)
+        return int(cursor.rowcount)
 
 
 def age_out(rules: Rules, user: Any, record: PasswordRecord | None, terms: Terms) -> Aging | None:

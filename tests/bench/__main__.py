@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     add("--quick", action="store_true", help="smaller numbers, a few minutes")
     add("--on", nargs="+", choices=DATABASES, default=["sqlite"], help="one after the other")
     add("--only", nargs="+", choices=NAMES, default=[], metavar="NAME", help=", ".join(NAMES))
+    add("--size", type=int, default=20_000, metavar="N", help="users of the section operators")
     add("--json", type=Path, metavar="FILE", help="write the figures there too")
     add("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
     add("--from", dest="given", nargs="+", type=Path, metavar="FILE", help="draw these, no run")
@@ -83,7 +84,7 @@ def measure(on: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
     os.environ["DJANGO_SETTINGS_MODULE"] = SETTINGS
     troubles = find_troubles(PEERS)
     os.environ["PWEXPIRE_BENCH_PEERS"] = " ".join(peer for peer in PEERS if peer not in troubles)
-    found = run(on, options.only, troubles, quick=options.quick)
+    found = run(on, options.only, troubles, quick=options.quick, size=options.size)
     print(report(found), flush=True)
     return found
 
@@ -92,6 +93,7 @@ def measure_apart(on: str, options: argparse.Namespace, folder: Path) -> list[An
     """A Django knows one set of settings: with several databases, each has a process of its own."""
     kept = folder / f"{on}.json"
     command = [sys.executable, "-m", "tests.bench", "--on", on, "--json", str(kept)]
+    command += ["--size", str(options.size)]
     command += ["--quick"] if options.quick else []
     command += ["--only", *options.only] if options.only else []
     with subprocess.Popen(command) as child:

@@ -78,6 +78,7 @@ NAMES = [
     "waiting",
     "workers",
     "report",
+    "operators",
 ]
 
 
@@ -90,8 +91,17 @@ def _idle(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Any]:
     return {"requests": rows, "strangers": idle.measure_strangers()}
 
 
-def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], Any]]:
-    from tests.bench import evidence, flagging, reach, scale, statements, waiting, workers
+def _sections(sizes: Sizes, troubles: dict[str, str], size: int) -> dict[str, Callable[[], Any]]:
+    from tests.bench import (
+        evidence,
+        flagging,
+        operators,
+        reach,
+        scale,
+        statements,
+        waiting,
+        workers,
+    )
 
     few, many = sizes.one[0], sizes.one[-1]
     return {
@@ -110,11 +120,17 @@ def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], 
         ),
         "workers": lambda: workers.measure_workers(sizes.workers, sizes.workers_rounds),
         "report": lambda: evidence.measure_report(sizes.users),
+        "operators": lambda: operators.measure_operators(size),
     }
 
 
-def run(on: str, only: list[str], troubles: dict[str, str], *, quick: bool) -> dict[str, Any]:
-    """Everything, or the sections named in ``only``, on a database that is dropped afterwards."""
+def run(
+    on: str, only: list[str], troubles: dict[str, str], *, quick: bool, size: int
+) -> dict[str, Any]:
+    """Everything, or the sections named in ``only``, on a database that is dropped afterwards.
+
+    ``size``: the users of the section ``operators``.
+    """
     import django
 
     django.setup()
@@ -131,7 +147,7 @@ def run(on: str, only: list[str], troubles: dict[str, str], *, quick: bool) -> d
             f"Python {platform.python_version()}, Django {django.__version__}, "
             f"{databases().version()}, {os.cpu_count()} cores, {'quick' if quick else 'full'} run"
         )
-        sections = _sections(QUICK if quick else FULL, troubles)
+        sections = _sections(QUICK if quick else FULL, troubles, size)
         for name in only or NAMES:
             say(f"{on}: {name}")
             began = time.monotonic()
