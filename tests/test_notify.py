@@ -438,3 +438,12 @@ def test_whom_no_policy_warns_today_is_not_judged(alice, bob, settings, monkeypa
     monkeypatch.setattr(notices, "judge_users", judge)
     assert services.notify_users(dry_run=True).steps == {"7": 1}
     assert judged == [bob]
+
+
+def test_a_policy_of_others_warns_nobody(alice, bob, settings):
+    """The database passes over whom no policy warns; whom only that of others does is judged."""
+    sooner = Policy(max_age=30 * DAY, warn_before=7 * DAY)
+    settings.PWEXPIRE_POLICY = {"staff": sooner, "default": STEPS}
+    PasswordRecord.objects.update(changed_at=timezone.now() - 25 * DAY)
+    get_user_model().objects.filter(pk=bob.pk).update(is_staff=True)
+    assert services.notify_users(dry_run=True).steps == {"7": 1}

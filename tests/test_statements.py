@@ -75,7 +75,8 @@ def test_demands_are_asked_for_within_the_bounds_of_each_chunk(users, monkeypatc
     with count_queries() as seen:
         services.preview_expiry(get_user_model().objects.all())
         services.expire_passwords(get_user_model().objects.all())
-    asked = [one["sql"] for one in seen if 'EXISTS(SELECT 1 AS "a" FROM "pwexpire_de' in one["sql"]]
+    sent = [one["sql"].replace("`", '"') for one in seen]
+    asked = [sql for sql in sent if 'EXISTS(SELECT 1 AS "a" FROM "pwexpire_demand"' in sql]
     assert len(asked) == 2 + 2 * 2
     for sql in asked:
         demand, record = sql.split("EXISTS(", 2)[1:]
@@ -92,6 +93,7 @@ def test_who_is_not_expired_is_a_question_that_can_be_joined(alice):
     assert condition.endswith("))")
 
 
+@pytest.mark.skipif(connection.vendor == "mysql", reason="it says ANALYZE TABLE, and needs none")
 def test_a_large_batch_has_its_tables_analysed(users, monkeypatch, count_queries):
     people = users(3)
     monkeypatch.setattr(staging, "ANALYZED_FROM", 2)

@@ -93,9 +93,8 @@ def _write_page(users: Any, terms: Terms) -> Counter[str]:
 def _update_records(known: dict[Any, datetime]) -> int:
     connection, fields = connections[feed.using], PasswordRecord._meta
     quote = connection.ops.quote_name
-    key, changed_at, assumed = (
-        quote(fields.get_field(name).column) for name in ("user", "changed_at", "assumed")
-    )
+    columns = {field.name: quote(str(field.column)) for field in fields.concrete_fields}
+    key, changed_at, assumed = (columns[name] for name in ("user", "changed_at", "assumed"))
     # The ORM would compile an expression for each user. Whether the change was seen is asked again:
     # one that was made meanwhile is not overwritten.
     sql = (
