@@ -15,18 +15,27 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext, gettext_lazy, ngettext
 
-from pwexpire.admin_log import list_logged, log_action, log_refusal, name_users
+from pwexpire.admin_log import (
+    describe_batch,
+    describe_staging,
+    list_logged,
+    log_action,
+    log_refusal,
+    name_users,
+)
 from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
-from pwexpire.constants import LOCKING, PERMISSION
+from pwexpire.constants import LOCKING, PERMISSION, REQUEST_SECONDS
 from pwexpire.exceptions import TasksUnavailable
-from pwexpire.models import ExpiryBatch, Reason, Require, SessionAction, TraceKind
+from pwexpire.models import BatchState, ExpiryBatch, Reason, Require, SessionAction, TraceKind
 from pwexpire.services.batches import expire_passwords
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.preview import preview_expiry
 from pwexpire.services.ranks import Lockout, find_lockout, find_outranked
 from pwexpire.services.selection import Selection, key_text
 
+# Of more users than these the page that asks counts only how many there are.
+PREVIEWED_MAX = 10_000
 FIRST_SHOWN = {"reason": "admin", "require": "change", "sessions": "flag"}
 
 
@@ -97,12 +106,13 @@ class AdminAction:
 
     def confirm(self, form: forms.Form, action: str, title: str) -> HttpResponse:
         """Return the page that asks; it posts the selection again."""
-        post = self.request.POST
+        post, count = self.request.POST, self.allowed.count()
         context = {
             **self.modeladmin.admin_site.each_context(self.request),
             "opts": self.modeladmin.model._meta,
             "title": title,
-            "preview": preview_expiry(self.allowed),
+            "count": count,
+            "preview": preview_expiry(self.allowed) if count <= PREVIEWED_MAX else None,
             "lockout": self.find_lockout(kept_out=False),
             "skipped": name_users(self.refused),
             "form": form,
@@ -123,10 +133,15 @@ class AdminAction:
             self.modeladmin.message_user(self.request, words, messages.WARNING)
 
     def report_done(
-        self, logged: list[Any], summary: str, note: str, batch: ExpiryBatch | None = None
+        self,
+        logged: list[Any],
+        summary: str,
+        note: str,
+        batch: ExpiryBatch | None = None,
+        level: int = messages.SUCCESS,
     ) -> None:
         log_action(self.request, logged, summary, note, batch)
-        self.modeladmin.message_user(self.request, summary, messages.SUCCESS)
+        self.modeladmin.message_user(self.request, summary, level)
 
 
 @admin.action(description=gettext_lazy("Expire passwords of selected users"))
@@ -153,9 +168,17 @@ def _expire_allowed(action: AdminAction, given: dict[str, Any]) -> None:
     enqueue = _find_enqueuer(action.allowed)
     values = {name: given[name] for name in ("reason", "require", "sessions", "note")}
     batch = expire_passwords(
-        action.allowed, **values, actor=actor, exclude=out, defer=enqueue is not None
+        action.allowed,
+        **values,
+        actor=actor,
+        exclude=out,
+        defer=enqueue is not None,
+        seconds=REQUEST_SECONDS,
     )
-    summary = _describe_batch(batch, deferred=enqueue is not None)
+    if batch.state == BatchState.STAGING:
+        action.report_done(logged, describe_staging(batch), given["note"], batch, messages.ERROR)
+        return
+    summary = describe_batch(batch, deferred=enqueue is not None)
     # After the summary, which the tasks would change while it is read.
     if enqueue is not None:
         summary = f"{summary} {_hand_over(action, batch, enqueue)}"
@@ -237,37 +260,6 @@ def _hand_over(
         )
         return words % {"batch": batch.pk}
     return gettext("Their sessions are being worked at in the background.")
-
-
-def _describe_batch(batch: ExpiryBatch, *, deferred: bool) -> str:
-    warning = batch.require == Require.WARN
-    if batch.users_expired is None:
-        if warning:
-            return gettext("The users are warned when this request is finished.")
-        return gettext("The passwords expire when this request is finished.")
-    if warning:
-        summary = ngettext(
-            "%(count)d user was warned.", "%(count)d users were warned.", batch.users_expired
-        )
-    else:
-        summary = ngettext(
-            "%(count)d password was expired.",
-            "%(count)d passwords were expired.",
-            batch.users_expired,
-        )
-    summary %= {"count": batch.users_expired}
-    if deferred:
-        return summary
-    details = gettext(
-        "Already expired: %(already)d, not applicable: %(not_applicable)d, "
-        "sessions flagged: %(flagged)d, sessions ended: %(ended)d."
-    ) % {
-        "already": batch.users_already_expired or 0,
-        "not_applicable": batch.users_not_applicable or 0,
-        "flagged": batch.sessions_flagged or 0,
-        "ended": batch.sessions_ended or 0,
-    }
-    return f"{summary} {details}"
 
 
 ACTIONS = (expire_passwords_action, cancel_expiry_action)

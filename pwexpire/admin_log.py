@@ -1,4 +1,4 @@
-"""What the admin's own log keeps of the actions: an entry for each user, and for the batch."""
+"""What the administrator is told of an action, and what the admin's own log keeps of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.contenttypes.models import ContentType
 from django.http import HttpRequest
-from django.utils.translation import gettext
+from django.utils.translation import gettext, ngettext
 
-from pwexpire.models import ExpiryBatch, TraceKind
+from pwexpire.models import ExpiryBatch, Require, TraceKind
 from pwexpire.services.report import usernames
 from pwexpire.services.selection import Selection
 from pwexpire.services.trace import write_trace
@@ -60,6 +60,53 @@ def name_users(pks: list[Any]) -> str:
     if more <= 0:
         return names
     return gettext("%(names)s and %(more)d more") % {"names": names, "more": more}
+
+
+def describe_staging(batch: ExpiryBatch) -> str:
+    """Return what the administrator is told of a batch that did not come into force in time."""
+    return gettext(
+        "Nobody was expired: these are more users than a request can select. Expire fewer at a "
+        "time, or let manage.py pwexpire resume %(batch)d go on, with options that name the same "
+        "users. Batch %(batch)d is not in force before."
+    ) % {"batch": batch.pk}
+
+
+def describe_batch(batch: ExpiryBatch, *, deferred: bool) -> str:
+    """Return what was done, in words. ``deferred``: the stored sessions are left to others."""
+    warning = batch.require == Require.WARN
+    if batch.users_expired is None:
+        if warning:
+            return gettext("The users are warned when this request is finished.")
+        return gettext("The passwords expire when this request is finished.")
+    if warning:
+        summary = ngettext(
+            "%(count)d user was warned.", "%(count)d users were warned.", batch.users_expired
+        )
+    else:
+        summary = ngettext(
+            "%(count)d password was expired.",
+            "%(count)d passwords were expired.",
+            batch.users_expired,
+        )
+    summary %= {"count": batch.users_expired}
+    if deferred:
+        return summary
+    details = gettext(
+        "Already expired: %(already)d, not applicable: %(not_applicable)d, "
+        "sessions flagged: %(flagged)d, sessions ended: %(ended)d."
+    ) % {
+        "already": batch.users_already_expired or 0,
+        "not_applicable": batch.users_not_applicable or 0,
+        "flagged": batch.sessions_flagged or 0,
+        "ended": batch.sessions_ended or 0,
+    }
+    if batch.is_unfinished:  # held all the same: the record decides at the next request
+        left = gettext(
+            "Other sessions are held at their next request; manage.py pwexpire resume %(batch)d "
+            "goes on with the stored ones."
+        )
+        details = f"{details} {left % {'batch': batch.pk}}"
+    return f"{summary} {details}"
 
 
 def _entries_of(request: HttpRequest, pks: Iterable[Any], message: str) -> list[LogEntry]:

@@ -17,3 +17,6 @@ REQUIRE_ORDER = ("warn", "change", "reset", "deny")
 LOCKING = ("reset", "deny")
 # What the admin actions ask for, and the command of the --actor.
 PERMISSION = "pwexpire.expire_passwords"
+# The admin action works for so long in a request, and finishes the chunk that it is at: two seconds
+# at most.
+REQUEST_SECONDS = 1.5

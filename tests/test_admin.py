@@ -11,12 +11,13 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Permission
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
 from django.db import DatabaseError, connection, transaction
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import path
 
-from pwexpire import services
+from pwexpire import admin_actions, services
 from pwexpire.admin import (
     PasswordExpiryUserAdminMixin,
     cancel_expiry_action,
@@ -25,8 +26,9 @@ from pwexpire.admin import (
 )
 from pwexpire.models import ExpiryBatch
 from pwexpire.responses import held_text
+from pwexpire.services import selection
 from tests.factories import StaffFactory
-from tests.support import NEW, change_password
+from tests.support import NEW, change_password, session_of
 from tests.test_laws import login
 from tests.urls import urlpatterns
 
@@ -88,6 +90,65 @@ def test_select_all_across_pages(office, users):
         **CONFIRMED,
     )
     assert all(services.password_status(user).must_change for user in everybody)
+
+
+def test_the_page_asks_the_same_number_of_statements_of_any_number_of_users(
+    office, users, monkeypatch, count_queries
+):
+    monkeypatch.setattr(selection, "RANGE", 2)
+    monkeypatch.setattr(admin_actions, "PREVIEWED_MAX", 4)
+    everybody = users(6)
+    asked = []
+    for count in (5, 5, 6):  # what is read once a process is read by the first
+        with count_queries() as seen:
+            page = act(office, "expire_passwords_action", everybody[:count])
+        asked.append(len(seen))
+        assert page.context["preview"] is None and page.context["count"] == count
+        assert f"{count} users selected" in page.content.decode()
+        assert b"manage.py pwexpire preview" in page.content
+    assert asked[1] == asked[2]
+    page = act(office, "expire_passwords_action", everybody[:4])
+    assert page.context["preview"].users == 4
+
+
+def test_users_who_cannot_be_selected_in_time_are_not_expired_and_the_page_says_so(
+    office, users, monkeypatch, capsys
+):
+    monkeypatch.setattr(selection, "CHUNK", 1)
+    monkeypatch.setattr(selection, "RANGE", 1)
+    monkeypatch.setattr(admin_actions, "REQUEST_SECONDS", 0)
+    everybody = users(2)
+    answer = act(office, "expire_passwords_action", everybody, **CONFIRMED)
+    assert answer.status_code == 302
+    batch = ExpiryBatch.objects.get()
+    assert batch.state == "staging" and batch.number is None and batch.users_expired == 1
+    assert not any(services.password_status(user).must_change for user in everybody)
+    entry = LogEntry.objects.get(content_type__model="expirybatch")
+    said = f"manage.py pwexpire resume {batch.pk}"
+    assert entry.object_id == str(batch.pk) and said in entry.change_message
+    page = office.get(URL).content.decode()
+    assert "Nobody was expired" in page and said in page and "errornote" not in page
+    names = [f"--user={user.username}" for user in everybody]
+    call_command("pwexpire", "resume", str(batch.pk), *names)
+    assert all(services.password_status(user).must_change for user in everybody)
+
+
+def test_sessions_that_cannot_be_reached_in_time_are_held_and_left_to_the_command(
+    office, server, alice, bob, monkeypatch, capsys
+):
+    browser = login(server, alice)
+    monkeypatch.setattr(admin_actions, "REQUEST_SECONDS", 0)
+    monkeypatch.setattr(selection, "RANGE", 10)
+    act(office, "expire_passwords_action", [alice, bob], **CONFIRMED)
+    batch = ExpiryBatch.objects.get()
+    assert batch.state == "active" and batch.number is not None and batch.sessions_flagged == 0
+    assert "password_expired" not in session_of(browser)
+    said = f"manage.py pwexpire resume {batch.pk}"
+    assert said in office.get(URL).content.decode()
+    assert said in LogEntry.objects.get(content_type__model="expirybatch").change_message
+    call_command("pwexpire", "resume", str(batch.pk))
+    assert session_of(browser)["password_expired"] is True
+    assert ExpiryBatch.objects.get().state == "done"
 
 
 def test_cancel(office, alice):

@@ -394,7 +394,7 @@ def test_a_batch_that_is_cancelled_while_it_flags_says_so(users, monkeypatch, cl
         client.force_login(user)
     real, calls = inner.project, []
 
-    def cancelled(batch, progress):
+    def cancelled(batch, progress, seconds):
         calls.append(services.cancel_expiry(ExpiryBatch.objects.get(pk=batch.pk)))
         return real(batch, progress)
 

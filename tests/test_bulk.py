@@ -478,7 +478,7 @@ def test_nobody_is_meant(alice):
     with mock.patch.object(Selection, "part", lambda self, after: (User.objects.none(), "1")):
         batch = ExpiryBatch(created_at=timezone.now())
         batch.save()
-        assert alone(staging._stage_chunk, batch, Selection([alice])) == 0
+        assert alone(staging._stage_chunk, batch, Selection([alice]), False) == 0
 
 
 def test_a_session_that_somebody_else_wrote_is_read_again_in_the_chunk(browsers, small):

@@ -424,3 +424,26 @@ def test_without_a_tasks_framework(alice, monkeypatch):
         run("--enqueue")
     with pytest.raises(TasksUnavailable):
         tasks.enqueue_notices()
+
+
+def test_whom_no_policy_warns_today_is_not_judged(alice, bob, settings, monkeypatch):
+    settings.PWEXPIRE_POLICY = Policy(max_age=90 * DAY, warn_before=7 * DAY)
+    PasswordRecord.objects.filter(pk=bob.pk).update(changed_at=timezone.now() - 85 * DAY)
+    judged, real = [], notices.judge_users
+
+    def judge(users, *given):
+        judged.extend(users)
+        return real(users, *given)
+
+    monkeypatch.setattr(notices, "judge_users", judge)
+    assert services.notify_users(dry_run=True).steps == {"7": 1}
+    assert judged == [bob]
+
+
+def test_a_policy_of_others_warns_nobody(alice, bob, settings):
+    """The database passes over whom no policy warns; whom only that of others does is judged."""
+    sooner = Policy(max_age=30 * DAY, warn_before=7 * DAY)
+    settings.PWEXPIRE_POLICY = {"staff": sooner, "default": STEPS}
+    PasswordRecord.objects.update(changed_at=timezone.now() - 25 * DAY)
+    get_user_model().objects.filter(pk=bob.pk).update(is_staff=True)
+    assert services.notify_users(dry_run=True).steps == {"7": 1}

@@ -250,6 +250,14 @@ def test_the_statements_of_a_page_do_not_grow(settings, count_queries):
     assert [row.user_id for row in rows] == [user.pk for user in users]
 
 
+def test_users_whose_columns_are_deferred_are_reported_all_the_same(alice, bob, settings):
+    settings.PWEXPIRE_POLICY = Policy(max_age=DAY)
+    PasswordRecord.objects.filter(pk=alice.pk).update(changed_at=timezone.now() - 2 * DAY)
+    for users in (User.objects.only("username"), User.objects.defer("password")):
+        rows = list(report.rows(Selection(users)))
+        assert [(row.user, row.state) for row in rows] == [("alice", "expired"), ("bob", "ok")]
+
+
 def test_the_columns(alice, root, settings):
     settings.PWEXPIRE_POLICY = Policy(name="yearly", max_age=365 * DAY)
     services.expire_passwords(alice, actor=root, reason="incident")
@@ -366,7 +374,7 @@ def test_a_file_that_came_meanwhile_is_not_overwritten(alice, tmp_path):
 
 
 def test_a_report_that_fails_leaves_no_file(alice, tmp_path, monkeypatch):
-    def fail(users):
+    def fail(*page):
         raise RuntimeError
 
     monkeypatch.setattr(report, "evaluate", fail)

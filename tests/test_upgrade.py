@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from datetime import timedelta
+from importlib import import_module
 from types import SimpleNamespace
 from unittest import mock
 
@@ -15,7 +16,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, connection, router, transaction
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models.signals import post_delete, pre_delete
 from django.test import Client
@@ -388,3 +389,28 @@ def test_the_name_of_who_cancelled_goes_out_of_the_note(old_schema, root):
     migrate()
     found = ExpiryBatch.objects.order_by("pk").values_list("note", flat=True)
     assert list(found) == [new or note for note, new in notes.items()] + ["root: called"]
+
+
+@pytest.mark.parametrize("vendor", ["postgresql", "sqlite"])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_index_on_the_records_stops_no_writes_on_postgresql(
+    transactional_db, monkeypatch, vendor, inside, allowed
+):
+    module = import_module("pwexpire.migrations.0004_ended_index")
+    (operation,) = module.Migration.operations
+    assert module.Migration.atomic is operation.atomic is False
+    monkeypatch.setattr(router, "allow_migrate_model", lambda *given: allowed)
+    state = MigrationExecutor(connection).loader.project_state(("pwexpire", "0004_ended_index"))
+    there = SimpleNamespace(vendor=vendor, in_atomic_block=inside, alias="default")
+    editor = mock.Mock(connection=there)
+    operation.database_forwards("pwexpire", editor, state, state)
+    calls = [one[0] for one in editor.method_calls]
+    if not allowed:
+        assert not calls
+    elif vendor == "postgresql" and not inside:
+        # What a run left that was killed goes first, or its name would be taken.
+        assert calls == ["remove_index", "add_index"]
+        assert all(one.kwargs == {"concurrently": True} for one in editor.method_calls)
+    else:
+        assert calls == ["add_index"] and not editor.add_index.call_args.kwargs

@@ -47,6 +47,8 @@ class Facts(dict[str, Any]):
 
 def show(value: Any) -> str:
     """For programs: times as ISO 8601 has them."""
+    if isinstance(value, str):  # most are
+        return value
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
@@ -132,7 +134,7 @@ def cell(value: Any) -> Any:
     if isinstance(value, int):
         return value
     text = show(value)
-    return f"'{text}" if text.startswith(FORMULAS) else text
+    return f"'{text}" if text[:1] in FORMULAS else text
 
 
 WRITERS: dict[str, Callable[[Any, Write], None]] = {

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pwexpire.policy.composing import Age, evaluate_age
-from pwexpire.policy.matching import GROUP, Chosen, choose, choose_for, strictness
+from pwexpire.policy.matching import GROUP, Chosen, choose, choose_by_names, choose_for, strictness
 from pwexpire.policy.presets import PRESETS, Clause, Preset
 from pwexpire.policy.rules import HISTORY_MAX, UNREADABLE, Decision, Policy, decide
 
@@ -17,6 +17,7 @@ __all__ = [
     "Policy",
     "Preset",
     "choose",
+    "choose_by_names",
     "choose_for",
     "decide",
     "evaluate_age",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 from pwexpire.constants import REQUIRE_ORDER
@@ -84,3 +85,19 @@ def choose_for(rules: Mapping[str, Policy], user: Any) -> Chosen:
         # In Python, so that groups that were fetched together are not asked for one by one.
         groups=[group.name for group in user.groups.all()] if asks_groups else (),
     )
+
+
+def choose_by_names(
+    rules: Mapping[str, Policy], names: Mapping[Any, Iterable[str]]
+) -> Callable[[Any], Chosen]:
+    """As ``choose_for``, where the names of the groups are known: primary key -> names."""
+
+    @cache
+    def find(staff: bool, superuser: bool, groups: tuple[str, ...]) -> Chosen:
+        return choose(rules, staff=staff, superuser=superuser, groups=groups)
+
+    def choose_one(user: Any) -> Chosen:
+        staff, superuser = getattr(user, "is_staff", False), getattr(user, "is_superuser", False)
+        return find(staff, superuser, tuple(names.get(user.pk, ())))
+
+    return choose_one

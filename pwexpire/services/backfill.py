@@ -15,15 +15,16 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
-from django.db.models import Case, DateTimeField, F, Q, Value, When
+from django.db import connections
+from django.db.models import Q
 from django.utils import timezone
 
 from pwexpire.feed import feed
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.password_state import Rules
-from pwexpire.services.selection import Selection, key_text
-from pwexpire.services.status import read_records, read_rules
+from pwexpire.services.selection import Selection, key_text, list_with_records
+from pwexpire.services.status import read_rules, records_read_with, rules_of_page
 
 # Users of one transaction.
 PAGE = 500
@@ -67,8 +68,8 @@ def backfill(selection: Selection, terms: Terms) -> dict[str, int]:
 
 
 def _write_page(users: Any, terms: Terms) -> Counter[str]:
-    page = list(users.order_by("pk"))
-    rules, records = read_rules(), read_records(page)
+    page = list_with_records(users)
+    rules, records = rules_of_page(page, read_rules()), records_read_with(page)
     counts = Counter(users=len(page))
     known: dict[Any, datetime] = {}
     new: list[PasswordRecord] = []
@@ -90,15 +91,24 @@ def _write_page(users: Any, terms: Terms) -> Counter[str]:
 
 
 def _update_records(known: dict[Any, datetime]) -> int:
-    if not known:
+    connection, fields = connections[feed.using], PasswordRecord._meta
+    quote = connection.ops.quote_name
+    columns = {field.name: quote(str(field.column)) for field in fields.concrete_fields}
+    key, changed_at, assumed = (columns[name] for name in ("user", "changed_at", "assumed"))
+    # The ORM would compile an expression for each user. Whether the change was seen is asked again:
+    # one that was made meanwhile is not overwritten.
+    sql = (
+        f"UPDATE {quote(fields.db_table)} SET {changed_at} = %s, {assumed} = %s "
+        f"WHERE {key} = %s AND ({changed_at} IS NULL OR {assumed})"
+    )
+    to_column = fields.pk.get_db_prep_value
+    adapt = connection.ops.adapt_datetimefield_value
+    rows = [(adapt(moment), True, to_column(pk, connection)) for pk, moment in known.items()]
+    if not rows:
         return 0
-    at = [
-        When(pk=pk, then=Value(moment, output_field=DateTimeField()))
-        for pk, moment in known.items()
-    ]
-    # UNSEEN is asked again: a change that was made meanwhile is not overwritten.
-    unseen = PasswordRecord.objects.using(feed.using).filter(UNSEEN, pk__in=list(known))
-    return unseen.update(changed_at=Case(*at, default=F("changed_at")), assumed=True)
+    with connection.cursor() as cursor:
+        cursor.executemany(sql, rows)
+        return int(cursor.rowcount)
 
 
 def age_out(rules: Rules, user: Any, record: PasswordRecord | None, terms: Terms) -> Aging | None:
@@ -179,7 +189,7 @@ def _count_days(counts: Counter[date | None]) -> Forecast:
 def _forecast_page(
     users: Sequence[Any], terms: Terms
 ) -> tuple[Counter[date | None], Counter[date | None]]:
-    rules, records = read_rules(), read_records(users)
+    rules, records = rules_of_page(users, read_rules()), records_read_with(users)
     found = [age_out(rules, user, records.get(user.pk), terms) for user in users]
     agings = [aging for aging in found if aging is not None]
     return (

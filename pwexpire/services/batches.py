@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from pwexpire.services.drafts import draft_batch
 from pwexpire.services.projection import project
 from pwexpire.services.selection import Selection, for_the_record
 from pwexpire.services.sessions import FlagReport
-from pwexpire.services.staging import COUNTS, Progress, stage
+from pwexpire.services.staging import COUNTS, Progress, analyze_large, stage
 from pwexpire.services.status import read_state
 from pwexpire.signals import passwords_expired
 
@@ -45,6 +46,7 @@ def expire_passwords(
     progress: Progress | None = None,
     defer: bool = False,
     selection: str | None = None,
+    seconds: float | None = None,
 ) -> ExpiryBatch:
     """Demand a new password of ``users``, and hold or end their sessions.
 
@@ -60,6 +62,9 @@ def expire_passwords(
     ``resume_expiry(batch)``, in as many processes as you like, or to ``enqueue_expiry(batch)`` of
     ``pwexpire.tasks``; the users are held at once all the same. ``selection``: for the record, in
     words, whom this is about; else it is made from ``users``. E-mail addresses are left out of it.
+    ``seconds``: work for so long and no longer. A batch whose users were not all selected by then
+    has the state ``STAGING`` and is not in force; one that is in force may have stored sessions
+    left to flag. ``resume_expiry`` goes on with either.
     Users who have no usable password are counted as not applicable; a demand that is open already
     stays as it is.
 
@@ -76,7 +81,7 @@ def expire_passwords(
         note=note,
         selection=for_the_record(chosen.in_words() if selection is None else selection),
     )
-    return _run(batch, chosen, progress, defer=defer)
+    return _run(batch, chosen, progress, defer=defer, seconds=seconds)
 
 
 def expire_everyone(
@@ -115,17 +120,19 @@ def _run(
     progress: Progress | None,
     *,
     defer: bool = False,
+    seconds: float | None = None,
 ) -> ExpiryBatch:
+    until = None if seconds is None else time.monotonic() + seconds
     pending = transaction.get_connection(feed.using).in_atomic_block
     if batch.pk is None:
         retried(partial(batch.save, using=feed.using), using=feed.using)
-    stage(batch, selection, progress)
+    stage(batch, selection, progress, until)
     if batch.state != BatchState.STAGED:
         return batch
     feed.drop()
     counts = {name: getattr(batch, name) for name in COUNTS}
     transaction.on_commit(
-        partial(_finish, batch, counts, progress, defer), using=feed.using, robust=pending
+        partial(_finish, batch, counts, progress, defer, until), using=feed.using, robust=pending
     )
     if pending:
         batch.users_expired = batch.users_already_expired = batch.users_not_applicable = None
@@ -133,7 +140,11 @@ def _run(
 
 
 def _finish(
-    batch: ExpiryBatch, counts: dict[str, int], progress: Progress | None, defer: bool
+    batch: ExpiryBatch,
+    counts: dict[str, int],
+    progress: Progress | None,
+    defer: bool,
+    until: float | None = None,
 ) -> None:
     for name, value in counts.items():
         setattr(batch, name, value)
@@ -143,12 +154,13 @@ def _finish(
     write_filter(batch)
     activated = in_transaction(partial(_activate, batch), using=feed.using)
     feed.drop()
+    analyze_large(batch)
     if activated and batch.holds:
         _send_expired(batch)
     if not batch.holds and batch.sessions == SessionAction.FLAG:  # a warning: nothing to reach
         _set(batch, state=BatchState.DONE, cursor=GIVEN_OUT)
     elif not defer or batch.everyone:
-        project(batch, progress)
+        project(batch, progress, None if until is None else until - time.monotonic())
 
 
 def _send_expired(batch: ExpiryBatch) -> None:

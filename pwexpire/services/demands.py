@@ -12,16 +12,19 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import UNUSABLE_PASSWORD_PREFIX
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import CharField, Count, Exists, ExpressionWrapper, Min, OuterRef, Q, QuerySet
 
 from pwexpire.compiled import ASKED, Compiled
 from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.feed import feed
-from pwexpire.models import Demand, Exclusion, ExpiryBatch, PasswordRecord, Require
+from pwexpire.models import BatchState, Demand, Exclusion, ExpiryBatch, PasswordRecord, Require
 from pwexpire.services.password_state import NO_PASSWORD
 
 # The end of sessions is a batch as well, and demands nothing.
 IS_DEMAND = Q(holds=True) | Q(require=Require.WARN)
+
+# Two cursors, as ``Selection.part`` takes and returns them.
+Between = tuple[str, str]
 
 
 def is_demand(batch: ExpiryBatch) -> bool:
@@ -33,9 +36,10 @@ def all_users() -> QuerySet[Any]:
     return users.order_by()
 
 
-def usable_password() -> Q:
+def usable_password(column: str = "password") -> Q:
     """Return a condition on users, the same as ``has_password()``."""
-    return ~Q(password__startswith=UNUSABLE_PASSWORD_PREFIX) & ~Q(password__in=NO_PASSWORD)
+    unusable = Q(**{f"{column}__startswith": UNUSABLE_PASSWORD_PREFIX})
+    return ~unusable & ~Q(**{f"{column}__in": NO_PASSWORD})
 
 
 def batches_in_force() -> QuerySet[ExpiryBatch]:
@@ -137,16 +141,61 @@ def lowest_open(user: Any, satisfies: Callable[[str], bool]) -> int | None:
     return min((one.number or 0 for one in found), default=None)
 
 
-def open_demand(least: str = Require.CHANGE) -> Q:
-    """Return a condition on users: a demand for at least ``least`` is open against them."""
-    asks = IS_DEMAND & Q(require__in=REQUIRE_ORDER[REQUIRE_ORDER.index(least) :])
-    unsatisfied = _unsatisfied(OuterRef(OuterRef("pk")))
-    condition = Q(Exists(wanting_by_name(OuterRef("pk")).filter(asks, unsatisfied)))
+def open_demand(least: str = Require.CHANGE, between: Between | None = None) -> Q:
+    """Return a condition on users: a demand for at least ``least`` is open against them.
+
+    ``between``: the cursors between which the keys of all users lie who are asked about.
+    """
+    return _find_demanded(least, between, Q())
+
+
+def open_demand_on_password(least: str, between: Between | None) -> Q:
+    """The same, of users who have a password."""
+    # Inside the question, so that the users of whom it is not true are found by one join as well:
+    # NOT (password AND demand) would be a question for each user.
+    return _find_demanded(least, between, usable_password("stored"))
+
+
+def _find_demanded(least: str, between: Between | None, usable: Q) -> Q:
+    asked = REQUIRE_ORDER[REQUIRE_ORDER.index(least) :]
+    asks = IS_DEMAND & Q(require__in=asked)
+    lowest, everyone_asked = (
+        batches_in_force()
+        .filter(asks)
+        .aggregate(
+            lowest=Min("number", filter=~Q(state=BatchState.FINISHED)),
+            everyone=Count("pk", filter=Q(everyone=True)),
+        )
+        .values()
+    )
+    stored = ExpressionWrapper(OuterRef("password"), output_field=CharField())
+    # The bounds again, of demands and records: with statistics that are older than a large batch
+    # a database may choose to read all of them for each chunk of users.
+    bounds = {} if between is None else _bounds_of_users(*between)
+    # Tied to the user of the demand, not of the outer query: then it is a join, not a loop.
+    # The lowest number is for the database, which finds no record or few with it.
+    satisfied = PasswordRecord.objects.filter(
+        Q(satisfied__gte=lowest or 0),
+        user=OuterRef("user"),
+        satisfied__gte=OuterRef("batch__number"),
+        **bounds,
+    )
+    by_name = demands_in_force(user=OuterRef("pk"), batch__require__in=asked, **bounds)
+    by_name = by_name.filter(Q(batch__holds=True) | Q(batch__require=Require.WARN))
+    condition = Q(Exists(by_name.filter(~Exists(satisfied)).alias(stored=stored).filter(usable)))
     # Most of the time there is none, and the question is dear.
-    if batches_in_force().filter(asks, everyone=True).exists():
-        everyone = wanting_with_everyone(OuterRef(OuterRef("pk")))
-        condition |= Q(Exists(everyone.filter(asks, unsatisfied, cancelled_at__isnull=True)))
+    if everyone_asked:
+        everyone = wanting_with_everyone(OuterRef(OuterRef("pk"))).filter(
+            asks, _unsatisfied(OuterRef(OuterRef("pk"))), cancelled_at__isnull=True
+        )
+        condition |= Q(Exists(everyone.alias(stored=stored).filter(usable)))
     return condition
+
+
+def _bounds_of_users(after: str, last: str) -> dict[str, Any]:
+    to_python = get_user_model()._meta.pk.to_python
+    bounds = {"user__lte": to_python(last)}
+    return {**bounds, "user__gt": to_python(after)} if after else bounds
 
 
 def members(batch: ExpiryBatch) -> QuerySet[Any]:

@@ -19,15 +19,16 @@ from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.models import ExpiryBatch, Require
 from pwexpire.policy import Policy
 from pwexpire.services.demands import (
+    Between,
     all_users,
     demands_in_force,
-    open_demand,
+    open_demand_on_password,
     usable_password,
     users_wanted_by,
 )
 from pwexpire.services.password_state import OpenDemand, PasswordState, Rules
 from pwexpire.services.selection import Selection
-from pwexpire.services.status import judge_users, read_rules
+from pwexpire.services.status import judge_users, read_rules, records_read_with
 
 NOBODY = Q(pk__in=[])
 Asked = Callable[[PasswordState, OpenDemand | None], bool]
@@ -41,20 +42,38 @@ def is_applicable(users: QuerySet[Any]) -> Q:
     return _ask_each(users, NOBODY, usable, lambda password_state, shown: password_state.applies)
 
 
-def is_expired(users: QuerySet[Any], least: str = Require.CHANGE) -> Q:
+def is_expired(
+    users: QuerySet[Any], least: str = Require.CHANGE, between: Between | None = None
+) -> Q:
     """Return a condition on ``users``: they have to change the password now.
 
     ``least``: in a way that is at least as strict; with ``WARN`` a warning is enough.
+    ``between``: as in ``open_demand``.
     """
     if least == Require.WARN:
-        return is_expired(users) | is_warned(users)
-    usable, demanded, rules = usable_password(), open_demand(least), read_rules()
+        return is_expired(users, between=between) | is_warned(users, between)
+    usable, demanded, rules = (
+        usable_password(),
+        open_demand_on_password(least, between),
+        read_rules(),
+    )
 
     def asks(password_state: PasswordState, shown: OpenDemand | None) -> bool:
         return password_state.held and _reaches(password_state.require or Require.CHANGE, least)
 
     itself = _by_each_policy(rules, lambda policy: _holds_by_itself(policy, rules, least))
-    return _ask_each(users, usable & demanded, usable & (demanded | itself), asks)
+    return _ask_each(users, demanded, demanded | usable & itself, asks)
+
+
+def count_expired(
+    users: QuerySet[Any], between: Between, least: str = Require.CHANGE
+) -> tuple[int, int, int]:
+    """Return how many ``users`` there are, are applicable, and are applicable and expired."""
+    applicable = is_applicable(users)
+    found = users.aggregate(seen=Count("pk"), asked=Count("pk", filter=applicable))
+    # A statement of its own: inside an aggregate it would be a loop over the users, not a join.
+    expired = users.filter(applicable & is_expired(users, least, between)).count()
+    return found["seen"], found["asked"], expired
 
 
 def find_open_users(batch: ExpiryBatch) -> QuerySet[Any]:
@@ -76,16 +95,23 @@ def count_open(batches: Sequence[ExpiryBatch]) -> dict[int, int]:
     return left
 
 
-def is_warned(users: QuerySet[Any]) -> Q:
+def is_warned(users: QuerySet[Any], between: Between | None = None) -> Q:
     """Return a condition on ``users``: they are warned, and not expired."""
-    usable, demanded, rules = usable_password(), open_demand(Require.WARN), read_rules()
+    usable, demanded = usable_password(), open_demand_on_password(Require.WARN, between)
+    rules = read_rules()
 
     def asks(password_state: PasswordState, shown: OpenDemand | None) -> bool:
         return not password_state.held and (password_state.warn or shown is not None)
 
     itself = _by_each_policy(rules, lambda policy: _warns_by_itself(policy, rules))
-    warned = _ask_each(users, usable & demanded, usable & (demanded | itself), asks)
-    return warned & ~is_expired(users)
+    warned = _ask_each(users, demanded, demanded | usable & itself, asks)
+    return warned & ~is_expired(users, between=between)
+
+
+def may_be_warned_of_age() -> Q:
+    """Return a condition on users that is true of all whose password ages out soon, and of few."""
+    rules = read_rules()
+    return _by_each_policy(rules, lambda policy: _warns_by_itself(policy, rules))
 
 
 def _ask_each(users: QuerySet[Any], certain: Q, possible: Q, asks: Asked) -> Q:
@@ -98,7 +124,7 @@ def _ask_each(users: QuerySet[Any], certain: Q, possible: Q, asks: Asked) -> Q:
     no: set[Any] = set()
     rules = read_rules()
     for page in Selection(users.filter(possible).exclude(certain)).pages():
-        for user, _, password_state, shown in judge_users(page, rules):
+        for user, _, password_state, shown in judge_users(page, rules, records_read_with(page)):
             (yes if asks(password_state, shown) else no).add(user.pk)
     # The shorter list: a database takes so many keys in a statement and no more.
     if len(yes) <= len(no):

@@ -26,10 +26,11 @@ from pwexpire.models import ExpiryBatch, Notice
 from pwexpire.policy import Policy
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.demands import all_users, users_wanted_by
+from pwexpire.services.expired import may_be_warned_of_age
 from pwexpire.services.mails import Due, Mailer
-from pwexpire.services.selection import Selection
+from pwexpire.services.selection import Selection, list_with_records
 from pwexpire.services.staging import Progress
-from pwexpire.services.status import judge_users, read_rules
+from pwexpire.services.status import judge_users, read_rules, records_read_with
 from pwexpire.signals import password_about_to_expire
 
 # Users of one connection to the mail server.
@@ -76,7 +77,10 @@ def notify_users(
     Safe to run twice, and on two machines. Returns a ``NoticeReport``. Raises ``InvalidRequest``.
     """
     selection = Selection(all_users() if users is None else users, exclude=exclude)
-    return _NoticeRun(_find_aging, dry_run, limit, progress, seconds).work(selection, after)
+    # The database passes over most users, whom no policy could warn today; the others are judged.
+    possible = may_be_warned_of_age()
+    run = _NoticeRun(_find_aging, dry_run, limit, progress, seconds, possible)
+    return run.work(selection, after)
 
 
 def announce_expiry(
@@ -110,20 +114,24 @@ def retry_unsent() -> int:
 
 @dataclass
 class _NoticeRun:
-    """The mails of one run. ``find`` lists those of a page of users that are due."""
+    """The mails of one run. ``find`` lists those of a page of users that are due.
+
+    ``possible``: a condition on users that is true of all of these.
+    """
 
     find: Callable[[list[Any]], Iterable[Due]]
     dry_run: bool
     limit: int | None
     progress: Progress | None
     seconds: float | None
+    possible: Q = field(default_factory=Q)
     report: NoticeReport = field(default_factory=NoticeReport)
 
     def work(self, selection: Selection, after: str) -> NoticeReport:
         done, until = 0, None if self.seconds is None else time.monotonic() + self.seconds
         while part := selection.part(after, PAGE):
             page, after = part
-            users = list(page.order_by("pk"))
+            users = list_with_records(page.filter(self.possible))
             due = [one for one in self.find(users) if getattr(one.user, "is_active", True)]
             if not self._send_page(_drop_known(due, self.report)):
                 return self.report
@@ -169,7 +177,7 @@ class _NoticeRun:
 def _find_aging(users: list[Any]) -> Iterable[Due]:
     rules = read_rules()
     now = rules.now
-    for user, _, password_state, _ in judge_users(users, rules):
+    for user, _, password_state, _ in judge_users(users, rules, records_read_with(users)):
         policy, expires_at = password_state.chosen.policy, password_state.expires_at
         if password_state.held or expires_at is None or not policy.warn_steps:
             continue

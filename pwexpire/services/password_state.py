@@ -16,7 +16,7 @@ from pwexpire.conf import PolicyFor
 from pwexpire.constants import REQUIRE_ORDER
 from pwexpire.loading import Predicate
 from pwexpire.models import ExpiryBatch, PasswordRecord, Reason, Require
-from pwexpire.policy import UNREADABLE, Chosen, Decision, Policy, decide, evaluate_age
+from pwexpire.policy import UNREADABLE, Age, Chosen, Decision, Policy, decide, evaluate_age
 
 NOTHING_CHOSEN = Chosen(Policy())
 # How soon a policy that could not be read is asked for again.
@@ -227,11 +227,17 @@ def find_password_state(
         changed_at=changed_at,
         failed_changes=record.failed_changes,
         opened=find_open(policy) if demand else None,
-        chosen=replace(chosen, policy=policy, rule=age.rule),
+        chosen=_with_age(chosen, age),
         grace=max(0, policy.grace_logins - record.grace_used),
         grace_ages=age.next_hold.timestamp() if age.next_hold else None,
         given=_given(rules, user, record, policy),
     )
+
+
+def _with_age(chosen: Chosen, age: Age) -> Chosen:
+    if age.policy is chosen.policy and age.rule == chosen.rule:
+        return chosen
+    return replace(chosen, policy=age.policy, rule=age.rule)
 
 
 def _earliest(times: list[datetime]) -> float | None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Count
-
-from pwexpire.services.expired import is_applicable, is_expired
+from pwexpire.services.expired import count_expired
 from pwexpire.services.selection import Selection
 from pwexpire.services.sessions import can_find_sessions, find_sessions
 
@@ -28,16 +26,12 @@ def preview_expiry(users: Any, *, exclude: Any = None) -> ExpiryPreview:
     total = asked = already = 0
     after = ""
     while part := selection.part(after):
-        users_here, after = part
-        applicable, expired = is_applicable(users_here), is_expired(users_here)
-        found = users_here.aggregate(
-            total=Count("pk"),
-            asked=Count("pk", filter=applicable),
-            already=Count("pk", filter=applicable & expired),
+        users_here, last = part
+        counts = count_expired(users_here, (after, last))
+        total, asked, already = (
+            one + other for one, other in zip((total, asked, already), counts, strict=True)
         )
-        total += found["total"]
-        asked += found["asked"]
-        already += found["already"]
+        after = last
     sessions = sum(len(owners) for owners in find_sessions(selection, read_only=True))
     return ExpiryPreview(
         users=total,

@@ -30,6 +30,7 @@ from pwexpire.services.selection import CHUNK
 # A yearly audit finds the whole of the year before it.
 KEPT_FOR = timedelta(days=400)
 PARTS_AT_ONCE = 10
+CHUNKS_READ = 100
 CLOCKS_DIFFER = timedelta(hours=1)
 # Written by the site itself, at a lockout or at the login with a weak password; earlier releases
 # did so where a password aged out.
@@ -38,12 +39,14 @@ AUTOMATIC = (Reason.LOCKOUT, Reason.COMPROMISED, Reason.POLICY, Reason.AGE)
 
 def _delete_chunks(rows: QuerySet[Any], chunk: int) -> int:
     """Delete ``rows``, ``chunk`` a transaction, so that nobody waits long for a lock."""
-    removed = 0
-    while pks := list(rows.order_by("pk").values_list("pk", flat=True)[:chunk]):
-        # The total would count what the database lets cascade.
-        found = rows.model._default_manager.using(feed.using).filter(pk__in=pks)
-        in_transaction(found.delete, using=feed.using)
-        removed += len(pks)
+    removed, label = 0, rows.model._meta.label
+    # Many keys are read at once: a database that sorts all of them would do so for each chunk.
+    while pks := list(rows.order_by("pk").values_list("pk", flat=True)[: chunk * CHUNKS_READ]):
+        for start in range(0, len(pks), chunk):
+            found = rows.filter(pk__in=pks[start : start + chunk])
+            deleted = in_transaction(found.delete, using=feed.using)[1]
+            # The total would count what the database lets cascade.
+            removed += deleted.get(label, 0)
     return removed
 
 

@@ -103,11 +103,11 @@ class Selection:
             yield list(users.order_by("pk").values_list("pk", flat=True))
 
     def pages(self, size: int = PAGE) -> Iterator[list[Any]]:
-        """Lists of users, in the order of their keys."""
+        """Lists of users with their records, in the order of their keys."""
         after = ""
         while part := self.part(after, size):
             users, after = part
-            yield list(users.order_by("pk"))
+            yield list_with_records(users)
 
     def among(self, ids: Iterable[str]) -> set[Any]:
         """Which of these ids, as a session stores them, are meant."""
@@ -124,6 +124,12 @@ class Selection:
         else:
             users = all_users().filter(pk__in=pks & self.include)
         return set(self._without(users, {}).values_list("pk", flat=True)) if pks else set()
+
+
+def list_with_records(users: QuerySet[Any]) -> list[Any]:
+    """Return ``users`` in the order of their keys, with ``pwexpire_record`` read along."""
+    # All columns: a QuerySet that defers some has no room for the record.
+    return list(users.defer(None).select_related("pwexpire_record").order_by("pk"))
 
 
 def key_text(pk: Any) -> str:

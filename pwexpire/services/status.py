@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ from pwexpire.models import (
     Require,
     SessionAction,
 )
-from pwexpire.policy import Policy
+from pwexpire.policy import Policy, choose_by_names
 from pwexpire.retries import retried
 from pwexpire.services.demands import (
     all_users,
@@ -163,13 +164,16 @@ def read_counter_and_state(user: Any) -> tuple[int, PasswordState]:
 
 
 def judge_users(
-    users: Sequence[Any], rules: Rules
+    users: Sequence[Any], rules: Rules, records: Mapping[Any, PasswordRecord] | None = None
 ) -> list[tuple[Any, PasswordRecord, PasswordState, OpenDemand | None]]:
     """Judge a page of users: each with their record, and with the demand that they are told of.
 
-    What is read is read for all of them at once; where sessions end is not asked.
+    What is read is read for all of them at once; where sessions end is not asked. ``records``:
+    where they were read together with the users.
     """
-    records = read_records(users)
+    if records is None:
+        records = read_records(users)
+    rules = rules_of_page(users, rules)
     satisfied = {pk: record.satisfied for pk, record in records.items()}
     opened = find_open_batches([user.pk for user in users], satisfied)
     password_state = []
@@ -181,12 +185,34 @@ def judge_users(
 
 
 def read_records(users: Sequence[Any]) -> dict[Any, PasswordRecord]:
-    """Return primary key -> record; and read the groups, if the policy depends on the user."""
-    fields = {field.name for field in get_user_model()._meta.get_fields()}
-    if conf.reconsider is not None and "groups" in fields:
-        prefetch_related_objects(users, "groups")
+    """Return primary key -> record."""
     found = PasswordRecord.objects.using(feed.using).filter(pk__in=[user.pk for user in users])
     return {record.pk: record for record in found}
+
+
+def records_read_with(users: Sequence[Any]) -> dict[Any, PasswordRecord]:
+    """The same, of users who were read by ``select_related("pwexpire_record")``."""
+    found = ((user.pk, getattr(user, "pwexpire_record", None)) for user in users)
+    return {pk: record for pk, record in found if record is not None}
+
+
+def rules_of_page(users: Sequence[Any], rules: Rules) -> Rules:
+    """Return ``rules`` that ask for the groups of ``users`` once, if anything depends on them."""
+    fields = {field.name for field in get_user_model()._meta.get_fields()}
+    if conf.reconsider is None or "groups" not in fields:
+        return rules
+    policies = conf.rules
+    if policies is None or rules.applies_to is not None or rules.second_factor is not None:
+        # A callable of the site may ask the user for them.
+        prefetch_related_objects(users, "groups")
+        return rules
+    # Names are enough for rules, and few users differ in them: no object for each membership.
+    named = all_users().filter(pk__in=[user.pk for user in users], groups__isnull=False)
+    names: dict[Any, list[str]] = defaultdict(list)
+    for pk, name in named.values_list("pk", "groups__name"):
+        names[pk].append(name)
+    chosen_for = choose_by_names(policies, names)
+    return replace(rules, chosen_for=chosen_for, read_came=lambda: rules.came)
 
 
 def _judge_by(

@@ -59,6 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.set_defaults(size="full")
     add("--on", nargs="+", choices=DATABASES, default=["sqlite"], help="one after the other")
     add("--only", nargs="+", choices=NAMES, default=[], metavar="NAME", help=", ".join(NAMES))
+    add("--users", type=int, default=20_000, metavar="N", help="of the section operators")
     add("--json", type=Path, metavar="FILE", help="write the figures there too")
     add("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
     add("--from", dest="given", nargs="+", type=Path, metavar="FILE", help="draw these, no run")
@@ -85,7 +86,7 @@ def measure(on: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
     os.environ["DJANGO_SETTINGS_MODULE"] = SETTINGS
     troubles = find_troubles(PEERS)
     os.environ["PWEXPIRE_BENCH_PEERS"] = " ".join(peer for peer in PEERS if peer not in troubles)
-    found = run(on, options.only, troubles, size=options.size)
+    found = run(on, options.only, troubles, size=options.size, users=options.users)
     print(report(found), flush=True)
     return found
 
@@ -95,6 +96,7 @@ def measure_apart(on: str, options: argparse.Namespace, folder: Path) -> list[An
     kept = folder / f"{on}.json"
     command = [sys.executable, "-m", "tests.bench", "--on", on, "--json", str(kept)]
     command += [f"--{options.size}"] if options.size != "full" else []
+    command += ["--users", str(options.users)]
     command += ["--only", *options.only] if options.only else []
     with subprocess.Popen(command) as child:
         try:

@@ -194,6 +194,22 @@ def _evidence(found: dict[str, Any]) -> Iterator[str]:
     yield table(head, rows)
 
 
+def _operators(found: dict[str, Any]) -> Iterator[str]:
+    lists = ", ".join(f"{name} {one:.3f} s" for name, one in found["list_seconds"].items())
+    rates = ", ".join(f"{name} {one:,.0f}" for name, one in found["report_rows"].items())
+    verbs = ", ".join(f"`{name}` {one:.1f} s" for name, one in found["verbs"].items())
+    yield (
+        f"- {found['users']:,} users, nine of ten with an open demand: expiring them "
+        f"{found['expire_seconds']:.1f} s, `preview_expiry` of all "
+        f"{found['preview_seconds']:.1f} s\n"
+        f"- The admin's list, count and first page: {lists}; `status` "
+        f"{found['status_seconds']:.3f} s\n"
+        f"- `report`, rows a second: {rates}\n"
+        f"- {verbs}\n"
+        f"- An expiry of all in a request: {found['request_seconds']:.2f} s"
+    )
+
+
 SECTIONS: dict[str, Callable[[Any], Iterator[str]]] = {
     "idle": _idle,
     "verdict": _verdict,
@@ -208,4 +224,5 @@ SECTIONS: dict[str, Callable[[Any], Iterator[str]]] = {
     "waiting": _waiting,
     "workers": _workers,
     "report": _evidence,
+    "operators": _operators,
 }

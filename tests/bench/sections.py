@@ -86,6 +86,7 @@ NAMES = [
     "waiting",
     "workers",
     "report",
+    "operators",
 ]
 
 
@@ -106,8 +107,18 @@ def _verdict(sizes: Sizes) -> list[dict[str, Any]]:
     return verdict.measure_verdict(sizes.verdicts)
 
 
-def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], Any]]:
-    from tests.bench import evidence, feed, flagging, reach, scale, statements, waiting, workers
+def _sections(sizes: Sizes, troubles: dict[str, str], users: int) -> dict[str, Callable[[], Any]]:
+    from tests.bench import (
+        evidence,
+        feed,
+        flagging,
+        operators,
+        reach,
+        scale,
+        statements,
+        waiting,
+        workers,
+    )
 
     few, many = sizes.one[0], sizes.one[-1]
     return {
@@ -128,11 +139,17 @@ def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], 
         ),
         "workers": lambda: workers.measure_workers(sizes.workers, sizes.workers_rounds),
         "report": lambda: evidence.measure_report(sizes.users),
+        "operators": lambda: operators.measure_operators(users),
     }
 
 
-def run(on: str, only: list[str], troubles: dict[str, str], *, size: str) -> dict[str, Any]:
-    """Everything, or the sections named in ``only``, on a database that is dropped afterwards."""
+def run(
+    on: str, only: list[str], troubles: dict[str, str], *, size: str, users: int
+) -> dict[str, Any]:
+    """Everything, or the sections named in ``only``, on a database that is dropped afterwards.
+
+    ``users``: how many the section ``operators`` has.
+    """
     import django
 
     django.setup()
@@ -149,7 +166,7 @@ def run(on: str, only: list[str], troubles: dict[str, str], *, size: str) -> dic
             f"Python {platform.python_version()}, Django {django.__version__}, "
             f"{databases().version()}, {os.cpu_count()} cores, {size} run"
         )
-        sections = _sections(SIZES[size], troubles)
+        sections = _sections(SIZES[size], troubles, users)
         for name in only or NAMES:
             say(f"{on}: {name}")
             began = time.monotonic()

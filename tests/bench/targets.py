@@ -56,9 +56,31 @@ def _wanted(found: dict[str, Any]) -> Iterator[Wanted]:
         name = f"a request beside {waiting['many']:,} waiting users / {waiting['few']:,}"
         yield name, waiting["ratio"], 1.05, True
         yield "queries that they add to it", max(waiting["queries_added"]), 0, True
+    if "operators" in found:
+        yield from _operators(found["operators"], found["database"])
     workers = found.get("workers", {})
     if "faster" in workers and found["database"] != "sqlite":
         yield "two workers, times as fast as one", workers["faster"], 1.7, False
+
+
+# Rows a second that a report is to write, where the database answers from a server.
+REPORT_ROWS = {"no policy": 40_000, "by group": 20_000}
+
+
+def _operators(found: dict[str, Any], database: str) -> Iterator[Wanted]:
+    share = found["users"] / 1_000_000
+    ratio = found["preview_seconds"] / found["expire_seconds"]
+    yield "`preview_expiry` of all / their expiry", ratio, 1, True
+    name = "its statements for 10,000 users"
+    yield name, found["preview_statements_per_chunk"], 8, True
+    for name, value in found["list_seconds"].items():
+        yield f"seconds of the admin's list ({name}), for a million", value / share, 0.3, True
+    yield "seconds of `status`, for a million", found["status_seconds"] / share, 0.3, True
+    for name, value in found["report_rows"].items() if database == "postgresql" else ():
+        yield f"rows a second of `report` ({name})", value, REPORT_ROWS[name], False
+    for name, value in found["verbs"].items():
+        yield f"seconds of `{name}`, for a million", value / share, 60, True
+    yield "seconds of an expiry of all in a request", found["request_seconds"], 2, True
 
 
 def _idle(found: dict[str, Any]) -> Iterator[Wanted]:
