@@ -26,7 +26,7 @@ from pwexpire.services.password_state import Rules
 from pwexpire.services.selection import Selection, key_text, list_with_records
 from pwexpire.services.status import read_rules, records_read_with, rules_of_page
 
-# Users of one transaction.
+# Users of one transaction, and of one UPDATE: three parameters each.
 PAGE = 500
 MICROSECOND = timedelta(microseconds=1)
 UNSEEN = Q(changed_at__isnull=True) | Q(assumed=True)
@@ -91,23 +91,24 @@ def _write_page(users: Any, terms: Terms) -> Counter[str]:
 
 
 def _update_records(known: dict[Any, datetime]) -> int:
+    if not known:
+        return 0
     connection, fields = connections[feed.using], PasswordRecord._meta
-    quote = connection.ops.quote_name
+    quote, adapt = connection.ops.quote_name, connection.ops.adapt_datetimefield_value
     columns = {field.name: quote(str(field.column)) for field in fields.concrete_fields}
     key, changed_at, assumed = (columns[name] for name in ("user", "changed_at", "assumed"))
     # The ORM would compile an expression for each user. Whether the change was seen is asked again:
     # one that was made meanwhile is not overwritten.
     sql = (
-        f"UPDATE {quote(fields.db_table)} SET {changed_at} = %s, {assumed} = %s "
-        f"WHERE {key} = %s AND ({changed_at} IS NULL OR {assumed})"
+        f"UPDATE {quote(fields.db_table)} SET {changed_at} = CASE {key} "
+        f"{'WHEN %s THEN %s ' * len(known)}END, {assumed} = %s "
+        f"WHERE {key} IN ({', '.join(['%s'] * len(known))}) AND ({changed_at} IS NULL OR {assumed})"
     )
-    to_column = fields.pk.get_db_prep_value
-    adapt = connection.ops.adapt_datetimefield_value
-    rows = [(adapt(moment), True, to_column(pk, connection)) for pk, moment in known.items()]
-    if not rows:
-        return 0
+    pks = [fields.pk.get_db_prep_value(pk, connection) for pk in known]
+    moments = [adapt(moment) for moment in known.values()]
+    cases = [value for case in zip(pks, moments, strict=True) for value in case]
     with connection.cursor() as cursor:
-        cursor.executemany(sql, rows)
+        cursor.execute(sql, [*cases, True, *pks])
         return int(cursor.rowcount)
 
 
