@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -54,7 +55,7 @@ class View:
     ``filters``: numbers, each with the users of whom it is demanded, and some others. ``newest``:
     the highest number of all these. ``polled``: the counter is asked for again and again, so no
     session can begin after it. ``generation``: how often this process itself had written something
-    when it was read.
+    when it was read. ``due``: when another thread is asked for the next one.
     """
 
     counter: int = 0
@@ -65,6 +66,7 @@ class View:
     newest: int = 0
     started: float = 0.0
     fresh_until: float = 0.0
+    due: float = math.inf
     policy_key: str | None = None
     polled: bool = True
     generation: int = 0

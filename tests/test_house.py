@@ -32,7 +32,7 @@ FLOORS = [
     ["loading"],
     ["logins"],
     ["conf"],
-    ["models", "pages", "sessionstore"],
+    ["models", "pages", "poller", "sessionstore"],
     ["demand_view"],
     ["exemptions", "feed", "users"],
     ["session_state"],
