@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -10,6 +9,7 @@ from contextlib import suppress
 from unittest import mock
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.core import mail
 from django.db import OperationalError, transaction
 from django.test import AsyncClient
@@ -316,7 +316,7 @@ def test_under_asgi_nothing_hops_threads_for_a_poll(alice, settings, database):
         assert not hop.called and view.due == float("inf")
 
     testing.reset()
-    asyncio.run(ask())
+    async_to_sync(ask)()
     until(lambda: feed._poller._thread in database.threads)
     database.answers.set()
     end(feed)
