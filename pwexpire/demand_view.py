@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -61,7 +62,7 @@ class View:
     the highest number of all these. ``polled``: the counter is asked for again and again, so no
     session can begin after it. ``generation``: how often this process itself had written something
     when it was read. ``traced_until``: until when a session may be found that was ended with a
-    trace.
+    trace. ``due``: when another thread is asked for the next one.
     """
 
     counter: int = 0
@@ -73,6 +74,7 @@ class View:
     traced_until: float = 0.0
     started: float = 0.0
     fresh_until: float = 0.0
+    due: float = math.inf
     policy_key: str | None = None
     polled: bool = True
     generation: int = 0

@@ -106,6 +106,7 @@ def test_who_waited_takes_what_was_read_meanwhile(fresh):
     scope = fresh.scope()
     found = []
     fresh._lock.acquire()
+    fresh._began = time.monotonic()
     thread = threading.Thread(target=lambda: found.append(fresh.view(scope)))
     thread.start()
     time.sleep(0.1)

@@ -33,7 +33,7 @@ FLOORS = [
     ["loading"],
     ["logins"],
     ["conf"],
-    ["models", "pages", "sessionstore"],
+    ["models", "pages", "poller", "sessionstore"],
     ["demand_view"],
     ["exemptions", "feed", "users"],
     ["session_state"],
