@@ -14,6 +14,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth import SESSION_KEY
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.core.handlers.wsgi import WSGIHandler
+from django.db import connections
 from django.http import HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory, override_settings
 from django.urls import path
@@ -98,7 +99,10 @@ def count_asgi(client):
         return calls.number
 
     async def ask_often():
-        return min([await ask() for _ in range(TURNS)])
+        try:
+            return min([await ask() for _ in range(TURNS)])
+        finally:
+            await sync_to_async(connections.close_all)()
 
     return asyncio.run(ask_often())
 
