@@ -166,10 +166,9 @@ class Enforcement(EndedSessions):
         if state is None or SESSION_KEY not in data:
             return (state is None) != (data.get(SESSION_KEY) is None)
         return (
-            data[SESSION_KEY] != state.user_id
-            or HASH_SESSION_KEY not in data
-            or data[HASH_SESSION_KEY] != state.auth_hash
-            or (SESSION_FLAG in data and bool(data[SESSION_FLAG])) != state.flagged
+            str(data[SESSION_KEY]) != state.user_id
+            or (data.get(HASH_SESSION_KEY) or "") != state.auth_hash
+            or bool(data.get(SESSION_FLAG)) != state.flagged
         )
 
     def _examine(self, request: HttpRequest) -> Answer:
