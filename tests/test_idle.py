@@ -7,6 +7,7 @@ import itertools
 import math
 import sys
 from copy import copy
+from datetime import timedelta
 from unittest import mock
 
 import pytest
@@ -23,6 +24,7 @@ from pwexpire import decision, services
 from pwexpire.constants import SESSION_DEMAND, SESSION_FLAG, SESSION_STAMP
 from pwexpire.feed import View, feed
 from pwexpire.middleware import PasswordExpiryMiddleware, enforcement
+from pwexpire.policy import Policy
 from pwexpire.session_state import HIJACKERS, RequestState, read_session_state
 
 OURS = "pwexpire.middleware.PasswordExpiryMiddleware"
@@ -123,11 +125,17 @@ def quiet(settings):
     settings.PWEXPIRE_POLL_SECONDS = 3600
 
 
+@pytest.mark.parametrize("policy", [None, Policy(max_age=timedelta(days=90))])
+@pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("count", [count_wsgi, count_asgi])
 def test_an_idle_request_costs_at_most_twice_as_many_calls_as_djangos_own(
-    quiet, transactional_db, alice, client, count
+    quiet, settings, transactional_db, alice, bob, client, count, older, policy
 ):
+    """``older``: it began before the last demand, which is on somebody else."""
+    settings.PWEXPIRE_POLICY = policy
     client.force_login(alice)
+    if older:
+        services.expire_passwords(bob)
     found = count_all(count, client)
     added, least = (found[extra] - found[None] for extra in (OURS, DJANGOS))
     assert added <= 2 * least, found
