@@ -79,9 +79,9 @@ class Enforcement(EndedSessions):
     def _passes(self, request: HttpRequest, request_state: RequestState) -> bool:
         """Whether the session passes by what it says itself; loads it, and queries no more.
 
-        Every request comes through here, and pays for each call. So there are hardly any for a
-        session in which nobody acts as its user and of which nothing is demanded: that it is as
-        most are is seen at once, and whatever is not goes through ``_is_clear``.
+        Every request comes through here, and pays for each call. So there is hardly any for a
+        session that is as most are, unflagged and with nobody in it who acts as its user, and none
+        to decide if it began after the last demand. What is not like that goes to ``_is_clear``.
         """
         try:
             session, _ = request.session, request.user
@@ -99,13 +99,14 @@ class Enforcement(EndedSessions):
         try:
             data: dict[str, Any] = session._session_cache  # type: ignore[attr-defined]
             stamp, user_id, view = data[SESSION_STAMP], data[SESSION_KEY], feed._views[USUAL]
-            number, born, policy_key = stamp["n"], stamp["b"], view.policy_key
+            state = SessionState()
+            state.user_id, state.auth_hash = str(user_id), data[HASH_SESSION_KEY] or ""
+            state.backend, state.policy_key = data[BACKEND_SESSION_KEY] or "", stamp["p"]
+            state.stamp, state.born, state.ages = stamp["n"], stamp["b"], stamp["a"]
             if (
-                user_id.__class__ is str
-                and view.counter >= born
-                and (number >= view.counter or not view.is_demanded_after(number, user_id))
-                and (policy_key is None or self._is_still_good(stamp, view))
-                and time.monotonic() < view.fresh_until
+                (now := time.monotonic()) < view.fresh_until
+                and now < view.due  # else another thread is asked for a new one
+                and user_id is not None
                 and SESSION_FLAG not in data
                 and SESSION_DEMAND not in data
                 and "g" not in stamp
@@ -113,11 +114,12 @@ class Enforcement(EndedSessions):
                 and self.loginas_key not in data
                 and not self.asks_by_hook
                 and not router.routers
+                and (
+                    (state.stamp >= view.counter >= state.born and view.policy_key is None)
+                    or not is_suspect(state, view, time.time())
+                )
             ):
-                request_state.state = state = SessionState()
-                state.user_id, state.auth_hash = user_id, data[HASH_SESSION_KEY] or ""
-                state.backend, state.born = data[BACKEND_SESSION_KEY] or "", born
-                state.stamp, state.ages, state.policy_key = stamp["n"], stamp["a"], stamp["p"]
+                request_state.state = state
                 session.accessed = accessed
                 return True
         except (AttributeError, KeyError, TypeError):  # not as we write it, or not loaded
@@ -126,13 +128,6 @@ class Enforcement(EndedSessions):
         # To load a signed cookie that is no longer valid makes another one.
         session.accessed, session.modified = accessed, modified
         return clear
-
-    @staticmethod
-    def _is_still_good(stamp: dict[str, Any], view: View) -> bool:
-        """Whether the policy is that of the stamp, and the password has not aged out since."""
-        ages = stamp["a"]
-        young = stamp["p"] == view.policy_key and (ages is None or time.time() < ages)
-        return young and not view.clearances
 
     def _is_clear(
         self, request: HttpRequest, request_state: RequestState, session: SessionBase
@@ -172,10 +167,9 @@ class Enforcement(EndedSessions):
         if state is None or SESSION_KEY not in data:
             return (state is None) != (data.get(SESSION_KEY) is None)
         return (
-            data[SESSION_KEY] != state.user_id
-            or HASH_SESSION_KEY not in data
-            or data[HASH_SESSION_KEY] != state.auth_hash
-            or (SESSION_FLAG in data and bool(data[SESSION_FLAG])) != state.flagged
+            str(data[SESSION_KEY]) != state.user_id
+            or (data.get(HASH_SESSION_KEY) or "") != state.auth_hash
+            or bool(data.get(SESSION_FLAG)) != state.flagged
         )
 
     def _examine(self, request: HttpRequest) -> Answer:
