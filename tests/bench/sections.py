@@ -87,7 +87,8 @@ def _idle(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Any]:
 
     databases().make()
     rows = idle.measure_idle(sizes.idle_pairs, 50, troubles)
-    return {"requests": rows, "strangers": idle.measure_strangers()}
+    strangers = idle.measure_strangers()
+    return {"requests": rows, "strangers": strangers, "lookup_us": idle.measure_lookup()}
 
 
 def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], Any]]:
@@ -113,30 +114,37 @@ def _sections(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Callable[[], 
     }
 
 
-def run(on: str, only: list[str], troubles: dict[str, str], *, quick: bool) -> dict[str, Any]:
-    """Everything, or the sections named in ``only``, on a database that is dropped afterwards."""
+def run(
+    on: str, only: list[str], troubles: dict[str, str], *, quick: bool, full: list[str]
+) -> dict[str, Any]:
+    """Everything, or the sections named in ``only``, on a database that is dropped afterwards.
+
+    ``full``: the sections that a quick run measures at full size all the same.
+    """
     import django
 
     django.setup()
     from tests.bench.databases import databases
     from tests.bench.measure import say
-    from tests.bench.targets import targets
+    from tests.bench.targets import figures
 
     failed: dict[str, str] = {}
     found: dict[str, Any] = {"database": on, "failed": failed}
     seconds: dict[str, float] = {}
     try:
         databases().make()
+        found["database_version"] = databases().version()
         found["versions"] = (
             f"Python {platform.python_version()}, Django {django.__version__}, "
-            f"{databases().version()}, {os.cpu_count()} cores, {'quick' if quick else 'full'} run"
+            f"{found['database_version']}, {os.cpu_count()} cores, "
+            f"{'quick' if quick else 'full'} run"
         )
-        sections = _sections(QUICK if quick else FULL, troubles)
         for name in only or NAMES:
             say(f"{on}: {name}")
             began = time.monotonic()
             try:
-                found[name] = sections[name]()
+                sizes = QUICK if quick and name not in full else FULL
+                found[name] = _sections(sizes, troubles)[name]()
             except Exception as error:  # the figures of the others are not lost by it
                 traceback.print_exc()
                 failed[name] = f"{type(error).__name__}: {error}"
@@ -144,5 +152,5 @@ def run(on: str, only: list[str], troubles: dict[str, str], *, quick: bool) -> d
     finally:
         databases().drop_all()
     found["section_seconds"] = seconds
-    found["targets"] = targets(found)
+    found["figures"] = figures(found)
     return found
