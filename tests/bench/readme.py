@@ -110,5 +110,5 @@ def _sizes(run: Run) -> str:
 
 def replaced(text: str, run: Run) -> str:
     """``text`` with what stands between the marks written anew."""
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    return before + written(run) + after
+    before, _, rest = text.partition(BEGIN)
+    return before + written(run) + rest.partition(END)[2]

@@ -67,20 +67,22 @@ def databases(run: Run, *keys: str) -> list[str]:
     return [name for name in DATABASES if all(rows(run, key, name) for key in keys)]
 
 
-def digits(value: float) -> int:
-    """Near one the third digit counts."""
-    return 0 if value == int(value) or value >= 20 else 3 if 0.9 < value < 1.1 else 2
+def digits(row: Row) -> int:
+    """Near one the third digit counts; a count has none."""
+    value = row["value"]
+    counted = row["low"] is None and value == int(value)
+    return 0 if counted or value >= 20 else 3 if 0.9 < value < 1.1 else 2
 
 
 def number(row: Row) -> str:
-    return f"{row['value']:,.{digits(row['value'])}f}"
+    return f"{row['value']:,.{digits(row)}f}"
 
 
 def shown(row: Row, *, interval: bool = True) -> str:
     unit = f" {row['unit']}" if row["unit"] not in ("", "times") else ""
     if row["low"] is None or not interval:
         return f"{number(row)}{unit}"
-    low, high = (f"{row[end]:,.{digits(row['value'])}f}" for end in ("low", "high"))
+    low, high = (f"{row[end]:,.{digits(row)}f}" for end in ("low", "high"))
     return f"{number(row)} ({low} to {high}){unit}"
 
 
