@@ -7,15 +7,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from io import StringIO
 from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
-from django.db import connection
+from django.db import DatabaseError, connection
+from django.db.models import Max
 
 from pwexpire import services
-from pwexpire.models import Demand
+from pwexpire.exceptions import BatchNotResumable
+from pwexpire.models import Demand, ExpiryBatch
 from tests.bench.measure import say
 from tests.bench.soak.model import Model, Visitor
 from tests.bench.soak.servers import Server
@@ -68,6 +71,7 @@ class Operator:
         self.batches: list[tuple[services.ExpiryBatch, list[Visitor]]] = []
         self.deferred: list[services.ExpiryBatch] = []
         self.everyone: services.ExpiryBatch | None = None
+        self.cut = False
         # At most so many rows of cancellations may be there.
         self.cancellations = 0
         # Each expiry has a number before it has a batch.
@@ -125,10 +129,18 @@ class Operator:
         timer.start()
 
     def restart(self) -> None:
-        """As after a crash: every connection is cut."""
+        """As after a crash: every connection is cut, in the middle of an expiry."""
         self.model.outages.open(time.monotonic())
+        last = ExpiryBatch.objects.aggregate(last=Max("pk", default=0))["last"]
+        chosen = random.sample(self.visitors, max(2, len(self.visitors) // BULK_SHARE))
+        interrupted = threading.Thread(target=self.expire_and_be_cut, args=(chosen,))
+        interrupted.start()
+        time.sleep(random.random() / 5)
         self.cluster.restart()
         connection.close()
+        interrupted.join()
+        if self.cut:
+            self.finish(last, chosen)
         # Until each process had time to connect again and to ask.
         self.model.outages.close(time.monotonic() + self.model.poll + RECOVERY_SECONDS)
 
@@ -142,6 +154,28 @@ class Operator:
         self.model.settle(chosen, self.started, joined, returned)
         self.numbers[batch.pk] = self.started
         return batch
+
+    def expire_and_be_cut(self, chosen: list[Visitor]) -> None:
+        self.cut = False
+        try:
+            self.expire(chosen)
+        except DatabaseError:
+            self.cut = True
+            self.model.count("did interrupted bulk")
+        finally:
+            connection.close()
+
+    def finish(self, last: int, chosen: list[Visitor]) -> None:
+        """Go on with an expiry that was interrupted, if it had begun; ``last``: the one before."""
+        joined: set[int] = set()
+        batch = ExpiryBatch.objects.filter(pk__gt=last).first()
+        if batch is not None:
+            with suppress(BatchNotResumable):
+                services.resume_expiry(batch)
+            batch.refresh_from_db()
+            if batch.number:
+                joined = set(Demand.objects.filter(batch=batch).values_list("user_id", flat=True))
+        self.model.settle(chosen, self.started, joined, time.monotonic())
 
     def expire_one(self) -> None:
         """Of every other one the sessions are not flagged at first: only the number holds them.
