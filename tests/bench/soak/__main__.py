@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,13 @@ def arguments() -> argparse.Namespace:
     add("--rate", type=float, default=80, help="requests a second of all visitors (80)")
     add("--threads", type=int, default=6, help="visitors who ask at the same time (6)")
     add("--json", type=Path, metavar="FILE", help="where the run is written; build/ by default")
-    return parser.parse_args()
+    options = parser.parse_args()
+    needed = {"gthread": ["gunicorn"], "gevent": ["gunicorn", "gevent"], "uvicorn": ["uvicorn"]}
+    packages = {"httpx", "psycopg", *(one for name in options.server for one in needed[name])}
+    absent = sorted(name for name in packages if find_spec(name) is None)
+    if absent:
+        parser.error(f'{", ".join(absent)} not found: pip install -e ".[test,bench]"')
+    return options
 
 
 def prepare(users: int) -> list[Any]:
@@ -187,13 +194,13 @@ def collect(name: str, operator: Any, seconds: dict[str, Any], memory: dict[str,
         "passed though expired",
         "held though free",
         "logged out though nothing was done",
+        "errors, redeploy",
         "errors, else",
         "changes that were refused",
         "logins that failed",
     ):
         yield figure(f"soak {what}", what, counts[what], 0)
     for what in (
-        "errors, redeploy",
         "errors, outage",
         "passed in an outage",
         "held in an outage though free",
