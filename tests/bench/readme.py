@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.measure import table
-from tests.bench.record import DATABASES, ROOT, Row, Run, number, rows, shown, wanted
+from tests.bench.record import DATABASES, ROOT, Run, number, rows, shown, wanted
 
 README, PICTURE = ROOT / "README.md", ROOT / "demo" / "figures.png"
 STORED = Path(__file__).with_name("figures.json")
@@ -78,25 +78,21 @@ def _sentence(run: Run) -> str:
 def _others(run: Run) -> str:
     lines = []
     for key in SHOWN:
-        found = {name: rows(run, key, name)[-1:] for name in DATABASES}
-        present = [row for each in found.values() for row in each]
+        found = {name: rows(run, key, name) for name in DATABASES}
+        present = {name: each[-1] for name, each in found.items() if each}
         if present:
-            cells = [shown(each[0]) if each else "" for each in found.values()]
-            lines.append([present[0]["name"], *cells, _limits(present), _met(found)])
+            cells = [shown(present[name]) if name in present else "" for name in DATABASES]
+            limits = _of_each({name: wanted(row) for name, row in present.items()})
+            met = _of_each({name: row["met"] or "" for name, row in present.items()})
+            lines.append([next(iter(present.values()))["name"], *cells, limits, met])
     return table(["", *DATABASES.values(), "wanted", "met"], lines)
 
 
-def _limits(present: list[Row]) -> str:
-    """One, or one for each database."""
-    return ", ".join(dict.fromkeys(filter(None, map(wanted, present))))
-
-
-def _met(found: dict[str, list[Row]]) -> str:
-    said = {DATABASES[name]: each[0]["met"] for name, each in found.items() if each}
-    said = {name: met for name, met in said.items() if met}
-    if len(set(said.values())) <= 1:
-        return "".join(set(said.values()))
-    return ", ".join(f"{name}: {met}" for name, met in said.items())
+def _of_each(values: dict[str, str]) -> str:
+    """Once, if it is the same on each database."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{DATABASES[name]}: {value}" for name, value in values.items() if value)
 
 
 def _sizes(run: Run) -> str:

@@ -71,7 +71,9 @@ def digits(row: Row) -> int:
     """Near one the third digit counts; a count has none."""
     value = row["value"]
     counted = row["low"] is None and value == int(value)
-    return 0 if counted or value >= 20 else 3 if 0.9 < value < 1.1 else 2
+    if counted or value >= 20:
+        return 0
+    return 1 if value >= 10 else 3 if 0.9 < value < 1.1 else 2
 
 
 def number(row: Row) -> str:

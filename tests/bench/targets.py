@@ -65,7 +65,7 @@ def _figures(found: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
         yield from _idle(found["idle"])
     for work, row in found.get("statements", {}).items():
         beside = ("without pwexpire", row["without"])
-        name = f"statements added to a {work}"
+        name = f"statements added: {work}"
         yield Figure(name, row["added"], row["bound"], key="statements", of=work, beside=beside)
     for size in found.get("flagging", ()):
         yield from _flagging(size, FASTER_THAN_LOOP[found["database"]])
