@@ -159,7 +159,7 @@ class Model:
             return
         if down:
             if self.must_hold(one, sent, answered, self.poll):
-                self._count("passed in an outage")
+                self._count("passed in an outage", f"{one}: {text} at {sent:.3f}")
             return
         moments = [
             demand.sure

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from io import StringIO
 from typing import Any
 
@@ -17,7 +16,6 @@ from django.db import DatabaseError, connection
 from django.db.models import Max
 
 from pwexpire import services
-from pwexpire.exceptions import BatchNotResumable
 from pwexpire.models import Demand, ExpiryBatch
 from tests.bench.measure import say
 from tests.bench.soak.model import Model, Visitor
@@ -59,6 +57,10 @@ class Sampler(threading.Thread):
             for name, server in self.servers.items():
                 now = time.monotonic()
                 self.samples[name] += [(now, *one) for one in server.memory_mib().items()]
+
+
+def users_of(chosen: list[Visitor]) -> Any:
+    return get_user_model().objects.filter(pk__in=[one.pk for one in chosen])
 
 
 class Operator:
@@ -145,10 +147,9 @@ class Operator:
         self.model.outages.close(time.monotonic() + self.model.poll + RECOVERY_SECONDS)
 
     def expire(self, chosen: list[Visitor], *, defer: bool = False) -> services.ExpiryBatch:
-        users = get_user_model().objects.filter(pk__in=[one.pk for one in chosen])
         self.started += 1
         self.model.begin(chosen, self.started, time.monotonic())
-        batch = services.expire_passwords(users, note="soak", defer=defer)
+        batch = services.expire_passwords(users_of(chosen), note="soak", defer=defer)
         returned = time.monotonic()
         joined = set(Demand.objects.filter(batch=batch).values_list("user_id", flat=True))
         self.model.settle(chosen, self.started, joined, returned)
@@ -170,11 +171,9 @@ class Operator:
         joined: set[int] = set()
         batch = ExpiryBatch.objects.filter(pk__gt=last).first()
         if batch is not None:
-            with suppress(BatchNotResumable):
-                services.resume_expiry(batch)
-            batch.refresh_from_db()
-            if batch.number:
-                joined = set(Demand.objects.filter(batch=batch).values_list("user_id", flat=True))
+            # The users again: it may have been cut off while they were being selected.
+            services.resume_expiry(batch, users_of(chosen))
+            joined = set(Demand.objects.filter(batch=batch).values_list("user_id", flat=True))
         self.model.settle(chosen, self.started, joined, time.monotonic())
 
     def expire_one(self) -> None:
