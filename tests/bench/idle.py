@@ -201,3 +201,17 @@ def measure_strangers() -> list[dict[str, Any]]:
         )
     user.delete()
     return rows
+
+
+def measure_lookup(rounds: int = 20, times: int = 200) -> float:
+    """Microseconds (processor time) for one row by its primary key: as little as a query costs."""
+    user = get_user_model().objects.create(username="lookup", password=PASSWORD)
+    users = get_user_model()._default_manager
+
+    def look_up() -> None:
+        for _ in range(times):
+            users.get(pk=user.pk)
+
+    taken = [timed(look_up).cpu / times * 1e6 for _ in range(rounds)]
+    user.delete()
+    return statistics.median(taken)

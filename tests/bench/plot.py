@@ -1,4 +1,4 @@
-"""The figures of one database or several as one picture. Needs matplotlib."""
+"""The figures of a run as one picture. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-Run = dict[str, Any]
+from tests.bench.record import DATABASES, Row, Run, databases, digest, number, rows, shown
 
-NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 COLOURS = {"sqlite": "#1f6fb4", "postgresql": "#d1632a"}
 GREY, INK = "#8a8f98", "#22262d"
 STYLE: dict[Any, Any] = {
@@ -49,30 +48,32 @@ LINES: dict[str, tuple[str, str, Any]] = {
 }
 
 
-def plot(runs: list[Run], path: Path) -> None:
+def plot(run: Run, path: Path) -> None:
+    """The picture carries the digest of the run that it shows."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(16, 10), dpi=100)
         for draw, axis in zip((_idle, _flagging, _one, _workers), axes.flat, strict=True):
-            if not draw(axis, runs):
+            if not draw(axis, run):
                 axis.set_axis_off()
                 axis.text(0.5, 0.5, "not measured", ha="center", color=GREY)
-        said = "  ·  ".join(run["versions"] for run in runs)
+        said = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+        said += f", {run['machine']['cores']} cores, {run['date'][:10]}"
         figure.text(
             0.012, 0.012, f"{said}. Medians, with their 95 % intervals.", color=GREY, size=9
         )
         figure.tight_layout(rect=(0, 0.03, 1, 1), h_pad=3, w_pad=3)
-        figure.savefig(path)
+        figure.savefig(path, metadata={"Description": digest(run)})
         plt.close(figure)
 
 
-def _of(runs: list[Run], section: str) -> list[Run]:
-    return [run for run in runs if run.get(section) and "trouble" not in run[section]]
+def _values(found: list[Row]) -> list[float]:
+    return [row["value"] for row in found]
 
 
-def _errors(spreads: list[Any], factor: float = 1) -> list[list[float]]:
+def _errors(found: list[Row], factor: float = 1) -> list[list[float]]:
     return [
-        [(one["median"] - one["low"]) * factor for one in spreads],
-        [(one["high"] - one["median"]) * factor for one in spreads],
+        [(row["value"] - row["low"]) * factor for row in found],
+        [(row["high"] - row["value"]) * factor for row in found],
     ]
 
 
@@ -83,34 +84,33 @@ def _short(value: float, _position: Any = None) -> str:
     return f"{value:g}"
 
 
-def _idle(axis: Axes, runs: list[Run]) -> bool:
-    found = _of(runs, "idle")
+def _idle(axis: Axes, run: Run) -> bool:
+    found = databases(run, "request_cpu")
     if not found:
         return False
-    names = [row["name"] for row in found[0]["idle"]["requests"] if "time" in row]
+    names = [row["of"] for row in rows(run, "request_cpu", found[0])]
     height = 0.8 / len(found)
-    for place, run in enumerate(found):
-        rows = {row["name"]: row for row in run["idle"]["requests"] if "time" in row}
-        spots = [n + (place - (len(found) - 1) / 2) * height for n in range(len(names))]
-        spreads = [rows[name]["time"] for name in names if name in rows]
-        spots = [spot for spot, name in zip(spots, names, strict=True) if name in rows]
+    for place, database in enumerate(found):
+        bars = [row for row in rows(run, "request_cpu", database) if row["of"] in names]
+        shift = (place - (len(found) - 1) / 2) * height
+        spots = [names.index(row["of"]) + shift for row in bars]
         axis.barh(
             spots,
-            [one["median"] for one in spreads],
+            _values(bars),
             height * 0.9,
-            xerr=_errors(spreads),
+            xerr=_errors(bars),
             error_kw={"ecolor": INK, "elinewidth": 1},
-            color=COLOURS[run["database"]],
-            label=NAMES[run["database"]],
+            color=COLOURS[database],
+            label=DATABASES[database],
         )
-        for spot, one in zip(spots, spreads, strict=True):
-            axis.text(one["high"] + 0.06, spot, f"{one['median']:.2f}", va="center", size=10)
+        for spot, row in zip(spots, bars, strict=True):
+            axis.text(row["high"] + 0.06, spot, number(row), va="center", size=10)
     axis.set_yticks(range(len(names)), [_plain(name) for name in names])
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.axvline(1, color=INK, linewidth=1)
     axis.set_xlim(0, axis.get_xlim()[1] * 1.08)
-    axis.set_xlabel("time of a request, against the same without (times)")
+    axis.set_xlabel("processor time of a request, against the same without (times)")
     axis.set_title("A logged-in user with nothing to change")
     axis.legend(loc="lower right")
     return True
@@ -122,26 +122,25 @@ def _plain(name: str) -> str:
     return words.replace("django-password-policies-iplweb ", "django-password-\npolicies-iplweb ")
 
 
-def _flagging(axis: Axes, runs: list[Run]) -> bool:
-    found = _of(runs, "flagging")
-    for run in found:
-        sizes = [size["sessions"] for size in run["flagging"]]
+def _flagging(axis: Axes, run: Run) -> bool:
+    found = databases(run, *(f"{way}_seconds" for way in LINES))
+    if not found:
+        return False
+    for database in found:
         for way, (_, marker, dashes) in LINES.items():
-            spreads = [size["seconds"][way] for size in run["flagging"]]
+            points = rows(run, f"{way}_seconds", database)
             axis.errorbar(
-                sizes,
-                [one["median"] for one in spreads],
-                yerr=_errors(spreads),
-                color=COLOURS[run["database"]],
+                [row["of"] for row in points],
+                _values(points),
+                yerr=_errors(points),
+                color=COLOURS[database],
                 marker=marker,
                 markersize=6,
                 linestyle=dashes,
                 linewidth=2.4 if way == "pwexpire" else 1.6,
                 capsize=3,
             )
-    if not found:
-        return False
-    _log(axis, max(([size["sessions"] for size in run["flagging"]] for run in found), key=max))
+    _log(axis, [row["of"] for row in rows(run, "pwexpire_seconds", found[0])])
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(FuncFormatter(_short))
     axis.set_xlabel("stored sessions")
@@ -157,8 +156,8 @@ def _flagging(axis: Axes, runs: list[Run]) -> bool:
     return True
 
 
-def _patches(runs: list[Run]) -> list[Artist]:
-    return [Patch(color=COLOURS[run["database"]], label=NAMES[run["database"]]) for run in runs]
+def _patches(found: list[str]) -> list[Artist]:
+    return [Patch(color=COLOURS[name], label=DATABASES[name]) for name in found]
 
 
 def _log(axis: Axes, ticks: list[int]) -> None:
@@ -169,24 +168,24 @@ def _log(axis: Axes, ticks: list[int]) -> None:
     axis.minorticks_off()
 
 
-def _one(axis: Axes, runs: list[Run]) -> bool:
-    found = _of(runs, "one")
-    for run in found:
-        spreads = run["one"]["seconds"]
+def _one(axis: Axes, run: Run) -> bool:
+    found = databases(run, "one_seconds")
+    if not found:
+        return False
+    for database in found:
+        points = rows(run, "one_seconds", database)
         axis.errorbar(
-            run["one"]["sizes"],
-            [one["median"] * 1000 for one in spreads],
-            yerr=_errors(spreads, 1000),
-            color=COLOURS[run["database"]],
+            [row["of"] for row in points],
+            [value * 1000 for value in _values(points)],
+            yerr=_errors(points, 1000),
+            color=COLOURS[database],
             marker="o",
             markersize=7,
             linewidth=2.4,
             capsize=4,
-            label=NAMES[run["database"]],
+            label=DATABASES[database],
         )
-    if not found:
-        return False
-    _log(axis, max((run["one"]["sizes"] for run in found), key=max))
+    _log(axis, [row["of"] for row in rows(run, "one_seconds", found[0])])
     axis.set_ylim(0, axis.get_ylim()[1] * 1.25)
     axis.set_xlabel("stored sessions of the whole site")
     axis.set_ylabel("milliseconds")
@@ -195,31 +194,29 @@ def _one(axis: Axes, runs: list[Run]) -> bool:
     return True
 
 
-def _workers(axis: Axes, runs: list[Run]) -> bool:
-    found = _of(runs, "workers")
-    for place, run in enumerate(found):
-        workers = run["workers"]
-        spreads = [workers["seconds"][number] for number in ("1", "2")]
-        spots = [place * GROUP, place * GROUP + 1]
+def _workers(axis: Axes, run: Run) -> bool:
+    found = databases(run, "batch_seconds", "workers_faster")
+    if not found:
+        return False
+    for place, database in enumerate(found):
+        pair = rows(run, "batch_seconds", database)
         bars = axis.bar(
-            spots,
-            [one["median"] for one in spreads],
+            [place * GROUP, place * GROUP + 1],
+            _values(pair),
             0.85,
-            yerr=_errors(spreads),
+            yerr=_errors(pair),
             error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 4},
-            color=COLOURS[run["database"]],
+            color=COLOURS[database],
         )
         bars[0].set_alpha(0.55)
-        top = max(one["high"] for one in spreads)
+        (faster,) = rows(run, "workers_faster", database)
         axis.text(
             place * GROUP + 0.5,
-            top * 1.04,
-            f"{workers['faster']['median']:.2f} times as fast",
+            max(row["high"] for row in pair) * 1.04,
+            shown(faster, interval=False),
             ha="center",
             va="bottom",
         )
-    if not found:
-        return False
     axis.set_xticks(
         [place * GROUP + n for place in range(len(found)) for n in (0, 1)],
         ["one", "two"] * len(found),
@@ -228,7 +225,6 @@ def _workers(axis: Axes, runs: list[Run]) -> bool:
     axis.grid(axis="x", visible=False)
     axis.set_ylim(0, axis.get_ylim()[1] * 1.2)
     axis.set_ylabel("seconds")
-    sessions = found[0]["workers"]["sessions"]
-    axis.set_title(f"Sharing the work at one batch of {sessions:,} sessions")
+    axis.set_title(f"Sharing the work at one batch of {faster['of']:,} sessions")
     axis.legend(handles=_patches(found), loc="upper right", ncols=2)
     return True

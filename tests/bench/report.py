@@ -15,12 +15,6 @@ def report(found: dict[str, Any]) -> str:
         if name in found:
             parts += tell(found[name])
     parts += [f"**{name} failed**: {error}" for name, error in found["failed"].items()]
-    if found["targets"]:
-        goals = [
-            [row["name"], f"{row['value']:.4g}", row["target"], row["met"]]
-            for row in found["targets"]
-        ]
-        parts.append(table(["target", "measured", "wanted", "met"], goals))
     taken = ", ".join(f"{name} {value:.0f} s" for name, value in found["section_seconds"].items())
     parts.append(f"Time of the sections: {taken}.")
     return "\n\n".join(parts)

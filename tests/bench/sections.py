@@ -96,7 +96,8 @@ def _idle(sizes: Sizes, troubles: dict[str, str]) -> dict[str, Any]:
 
     databases().make()
     rows = idle.measure_idle(sizes.idle_pairs, 50, troubles)
-    return {"requests": rows, "strangers": idle.measure_strangers()}
+    strangers = idle.measure_strangers()
+    return {"requests": rows, "strangers": strangers, "lookup_us": idle.measure_lookup()}
 
 
 def _verdict(sizes: Sizes) -> list[dict[str, Any]]:
@@ -144,34 +145,36 @@ def _sections(sizes: Sizes, troubles: dict[str, str], users: int) -> dict[str, C
 
 
 def run(
-    on: str, only: list[str], troubles: dict[str, str], *, size: str, users: int
+    on: str, only: list[str], troubles: dict[str, str], *, size: str, full: list[str], users: int
 ) -> dict[str, Any]:
     """Everything, or the sections named in ``only``, on a database that is dropped afterwards.
 
-    ``users``: how many the section ``operators`` has.
+    ``full``: the sections that a quick run measures at full size all the same. ``users``: how many
+    the section ``operators`` has.
     """
     import django
 
     django.setup()
     from tests.bench.databases import databases
     from tests.bench.measure import say
-    from tests.bench.targets import targets
+    from tests.bench.targets import figures
 
     failed: dict[str, str] = {}
     found: dict[str, Any] = {"database": on, "failed": failed}
     seconds: dict[str, float] = {}
     try:
         databases().make()
+        found["database_version"] = databases().version()
         found["versions"] = (
             f"Python {platform.python_version()}, Django {django.__version__}, "
-            f"{databases().version()}, {os.cpu_count()} cores, {size} run"
+            f"{found['database_version']}, {os.cpu_count()} cores, {size} run"
         )
-        sections = _sections(SIZES[size], troubles, users)
         for name in only or NAMES:
             say(f"{on}: {name}")
             began = time.monotonic()
             try:
-                found[name] = sections[name]()
+                sizes = FULL if name in full else SIZES[size]
+                found[name] = _sections(sizes, troubles, users)[name]()
             except Exception as error:  # the figures of the others are not lost by it
                 traceback.print_exc()
                 failed[name] = f"{type(error).__name__}: {error}"
@@ -179,5 +182,5 @@ def run(
     finally:
         databases().drop_all()
     found["section_seconds"] = seconds
-    found["targets"] = targets(found)
+    found["figures"] = figures(found)
     return found
