@@ -59,7 +59,7 @@ def analyze_large(batch: ExpiryBatch) -> None:
             cursor.execute(f"ANALYZE {connection.ops.quote_name(model._meta.db_table)}")
 
 
-def _stage_chunk(batch: ExpiryBatch, selection: Selection | None, late: bool) -> int | None:
+def _stage_chunk(batch: ExpiryBatch, selection: Selection | None, late: bool = False) -> int | None:
     """Return how many users were looked at, or ``None`` if there is nothing left to do here.
 
     ``late``: look at no more of them, but see whether any are left.
