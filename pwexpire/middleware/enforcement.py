@@ -89,7 +89,9 @@ class Enforcement(EndedSessions):
             raise ImproperlyConfigured(MISPLACED) from None
         key = session.session_key
         if key is None and not session.modified:
-            return True
+            key = request_state.session_key  # of the cookie, if it was looked for already
+            if key is None:
+                return True
         request_state.session, request_state.session_key = session, key
         accessed, modified = session.accessed, session.modified
         try:

@@ -89,11 +89,11 @@ class PasswordExpiryMiddleware(AfterView):
         session = getattr(request, "session", None)
         if session is not None and session.session_key is not None:
             touched = session.accessed, session.modified
+            request_state.session_key = session.session_key
             try:
                 await session.ahas_key(SESSION_KEY)
             except Exception as error:
                 request_state.session, request_state.fault = session, error
-                request_state.session_key = session.session_key
                 return False
             finally:
                 session.accessed, session.modified = touched

@@ -24,7 +24,7 @@ from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.password_state import Rules
 from pwexpire.services.selection import Selection, key_text, list_with_records
-from pwexpire.services.status import read_rules, records_read_with, rules_of_page
+from pwexpire.services.status import read_records, read_rules, rules_of_page
 
 # Users of one transaction, and of one UPDATE: three parameters each.
 PAGE = 500
@@ -69,7 +69,7 @@ def backfill(selection: Selection, terms: Terms) -> dict[str, int]:
 
 def _write_page(users: Any, terms: Terms) -> Counter[str]:
     page = list_with_records(users)
-    rules, records = rules_of_page(page, read_rules()), records_read_with(page)
+    rules, records = rules_of_page(page, read_rules()), read_records(page)
     counts = Counter(users=len(page))
     known: dict[Any, datetime] = {}
     new: list[PasswordRecord] = []
@@ -190,7 +190,7 @@ def _count_days(counts: Counter[date | None]) -> Forecast:
 def _forecast_page(
     users: Sequence[Any], terms: Terms
 ) -> tuple[Counter[date | None], Counter[date | None]]:
-    rules, records = rules_of_page(users, read_rules()), records_read_with(users)
+    rules, records = rules_of_page(users, read_rules()), read_records(users)
     found = [age_out(rules, user, records.get(user.pk), terms) for user in users]
     agings = [aging for aging in found if aging is not None]
     return (

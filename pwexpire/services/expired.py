@@ -28,7 +28,7 @@ from pwexpire.services.demands import (
 )
 from pwexpire.services.password_state import OpenDemand, PasswordState, Rules
 from pwexpire.services.selection import Selection
-from pwexpire.services.status import judge_users, read_rules, records_read_with
+from pwexpire.services.status import judge_users, read_rules
 
 NOBODY = Q(pk__in=[])
 Asked = Callable[[PasswordState, OpenDemand | None], bool]
@@ -124,7 +124,7 @@ def _ask_each(users: QuerySet[Any], certain: Q, possible: Q, asks: Asked) -> Q:
     no: set[Any] = set()
     rules = read_rules()
     for page in Selection(users.filter(possible).exclude(certain)).pages():
-        for user, _, password_state, shown in judge_users(page, rules, records_read_with(page)):
+        for user, _, password_state, shown in judge_users(page, rules):
             (yes if asks(password_state, shown) else no).add(user.pk)
     # The shorter list: a database takes so many keys in a statement and no more.
     if len(yes) <= len(no):

@@ -30,7 +30,7 @@ from pwexpire.services.expired import may_be_warned_of_age
 from pwexpire.services.mails import Due, Mailer
 from pwexpire.services.selection import Selection, list_with_records
 from pwexpire.services.staging import Progress
-from pwexpire.services.status import judge_users, read_rules, records_read_with
+from pwexpire.services.status import judge_users, read_rules
 from pwexpire.signals import password_about_to_expire
 
 # Users of one connection to the mail server.
@@ -177,7 +177,7 @@ class _NoticeRun:
 def _find_aging(users: list[Any]) -> Iterable[Due]:
     rules = read_rules()
     now = rules.now
-    for user, _, password_state, _ in judge_users(users, rules, records_read_with(users)):
+    for user, _, password_state, _ in judge_users(users, rules):
         policy, expires_at = password_state.chosen.policy, password_state.expires_at
         if password_state.held or expires_at is None or not policy.warn_steps:
             continue

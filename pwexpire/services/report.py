@@ -5,7 +5,7 @@ What the rules need is read for all users of a page at once; they are those of o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from pwexpire.services.password_state import (
     has_password,
 )
 from pwexpire.services.selection import Selection
-from pwexpire.services.status import judge_users, read_rules, records_read_with
+from pwexpire.services.status import judge_users, read_rules
 
 PAGE = 1_000
 STATES = ("ok", "warned", "expired", "grace", "locked", "not_applicable")
@@ -67,20 +67,17 @@ class UserRow(NamedTuple):
 def rows(selection: Selection) -> Iterator[UserRow]:
     """A row for each selected user, with as many of them in memory as make a page."""
     for users in selection.pages(PAGE):
-        known = partial(evaluate, users, records_read_with(users))
-        yield from retried(known, using=feed.using)
+        yield from retried(partial(evaluate, users), using=feed.using)
 
 
-def evaluate(
-    users: Sequence[Any], records: Mapping[Any, PasswordRecord] | None = None
-) -> list[UserRow]:
+def evaluate(users: Sequence[Any]) -> list[UserRow]:
     """A row for each of ``users``, in at most eight statements whatever their number.
 
     What callables of the site ask of the database (``PWEXPIRE_POLICY``, ``PWEXPIRE_APPLIES_TO``,
     ``PWEXPIRE_SECOND_FACTOR``) comes on top.
     """
     rules = read_rules()
-    found = judge_users(users, rules, records)
+    found = judge_users(users, rules)
     names = usernames(find_cause(password_state, shown).by for *_, password_state, shown in found)
     return [_row(rules, *one, names) for one in found]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -164,15 +164,13 @@ def read_counter_and_state(user: Any) -> tuple[int, PasswordState]:
 
 
 def judge_users(
-    users: Sequence[Any], rules: Rules, records: Mapping[Any, PasswordRecord] | None = None
+    users: Sequence[Any], rules: Rules
 ) -> list[tuple[Any, PasswordRecord, PasswordState, OpenDemand | None]]:
     """Judge a page of users: each with their record, and with the demand that they are told of.
 
-    What is read is read for all of them at once; where sessions end is not asked. ``records``:
-    where they were read together with the users.
+    What is read is read for all of them at once; where sessions end is not asked.
     """
-    if records is None:
-        records = read_records(users)
+    records = read_records(users)
     rules = rules_of_page(users, rules)
     satisfied = {pk: record.satisfied for pk, record in records.items()}
     opened = find_open_batches([user.pk for user in users], satisfied)
@@ -185,13 +183,8 @@ def judge_users(
 
 
 def read_records(users: Sequence[Any]) -> dict[Any, PasswordRecord]:
-    """Return primary key -> record."""
-    found = PasswordRecord.objects.using(feed.using).filter(pk__in=[user.pk for user in users])
-    return {record.pk: record for record in found}
-
-
-def records_read_with(users: Sequence[Any]) -> dict[Any, PasswordRecord]:
-    """The same, of users who were read by ``select_related("pwexpire_record")``."""
+    """Return primary key -> record; ``select_related("pwexpire_record")`` has read it already."""
+    prefetch_related_objects(users, "pwexpire_record")
     found = ((user.pk, getattr(user, "pwexpire_record", None)) for user in users)
     return {pk: record for pk, record in found if record is not None}
 
