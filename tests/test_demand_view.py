@@ -221,6 +221,14 @@ def test_a_large_batch_is_read_as_a_filter(large, bob, count_queries):
     assert is_suspect(view, bob) and all(is_suspect(view, one) for one in large.people)
 
 
+def test_a_large_expiry_that_is_new_to_a_few_has_no_filter(small, users):
+    people = users(FEW)
+    services.expire_passwords(people[0])
+    services.expire_passwords(people)
+    assert not FilterPart.objects.exists()
+    assert all(is_suspect(view_of(Feed()), one) for one in people)
+
+
 def test_a_filter_of_several_parts_is_read_one_a_statement(
     small, users, monkeypatch, count_queries
 ):
