@@ -228,7 +228,7 @@ def test_another_fault_of_the_database_is_none_of_the_tables(transactional_db, r
 @pytest.mark.parametrize("release", ["zero", V02, V03])
 def test_the_check_of_the_command_wants_the_tables_of_this_release(old_schema, release):
     old_schema(release)
-    with pytest.raises(CommandError, match=r"no such|not exist|Unknown column") as refused:
+    with pytest.raises(CommandError, match=r"no such|(not|n't) exist|Unknown column") as refused:
         call_command("pwexpire", "check")
     assert str(refused.value).endswith("run manage.py migrate.")
     migrate()
