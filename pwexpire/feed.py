@@ -18,16 +18,14 @@ from pwexpire.demand_view import View, read_view
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.faults import fault_log
 from pwexpire.models import PasswordRecord
-from pwexpire.poller import Poller, Scope
+from pwexpire.poller import HUNG_SECONDS, Poller, Scope
 from pwexpire.retries import is_missing_table, retried
 
 logger = logging.getLogger("pwexpire")
 
 BACKOFF_SECONDS = 1.0
-# How long a request waits for a poll that hangs, and from what age on one counts as that. A quiet
-# process has to connect first, and must not let anybody pass because that takes a moment.
-HUNG_SECONDS = 0.05
-BEGUN_SECONDS, BEGUN_HERE_SECONDS = 0.5, 5.0
+# From what age on a poll in the thread of another request counts as one that hangs.
+BEGUN_HERE_SECONDS = 5.0
 NOT_READ = "The enforcement state could not be read"
 NEVER = float("-inf")
 
@@ -47,7 +45,9 @@ class Feed:
         self._poller.stop()
         self._poller = Poller(self._poll_aside)
         self._views: dict[Scope, View] = {}
-        self._failed: dict[Scope, tuple[float, str]] = {}
+        # By scope, and by whether a thread of our own failed: a request may have a connection where
+        # that thread gets none.
+        self._failed: dict[tuple[Scope, bool], tuple[float, str]] = {}
         self._lock = threading.Lock()
         self._began = NEVER
         self._by_schema: dict[str, bool] = {}
@@ -117,8 +117,9 @@ class Feed:
         if old is not None and old.started > NEVER and self._may_poll_aside(scope):
             asked = self._poller.ask(scope)
             if asked is not None:
-                asked.done.wait(max(HUNG_SECONDS, asked.began + BEGUN_SECONDS - wanted))
-                return self._newest(scope, wanted, old if usable else None)
+                hangs = not asked.wait()
+                if hangs or usable or self._is_newer(scope, wanted):
+                    return self._newest(scope, wanted, old if usable else None)
         if not self._acquire(usable):
             return self._newest(scope, wanted, old if usable else None)
         try:
@@ -139,13 +140,17 @@ class Feed:
 
     def _newest(self, scope: Scope, wanted: float, spare: View | None) -> View:
         """What another thread has read by now, or what is good enough."""
-        view = self._views.get(scope)
-        if view is not None and wanted < view.fresh_until:
-            return view
+        if self._is_newer(scope, wanted):
+            return self._views[scope]
         if spare is not None:
             return spare
-        _, said = self._failed.get(scope, (NEVER, f"{NOT_READ}: the database does not answer"))
+        silent = NEVER, f"{NOT_READ}: the database does not answer"
+        _, said = self._failed.get((scope, False), silent)
         raise EnforcementUnavailable(said)
+
+    def _is_newer(self, scope: Scope, wanted: float) -> bool:
+        view = self._views.get(scope)
+        return view is not None and wanted < view.fresh_until
 
     def _may_poll_aside(self, scope: Scope) -> bool:
         """Whether another thread would ask what this one would.
@@ -163,12 +168,10 @@ class Feed:
         )
 
     def _poll_aside(self, scope: Scope) -> None:
-        with self._lock:
-            self._began = time.monotonic()
-            view = self._views.get(scope)
-            usable = view is not None and self._began < view.fresh_until
-            with suppress(EnforcementUnavailable):  # those who wait for it say so
-                self._poll(scope, view, usable=usable)
+        view = self._views.get(scope)
+        usable = view is not None and time.monotonic() < view.fresh_until
+        with suppress(EnforcementUnavailable):  # those who wait for it say so
+            self._poll(scope, view, usable=usable, aside=True)
         if view is not None:
             view.due = time.monotonic() + BACKOFF_SECONDS  # if it stays
 
@@ -180,9 +183,9 @@ class Feed:
         view.polled, view.fresh_until, view.policy_key = False, math.inf, conf.policy_key
         return view
 
-    def _poll(self, scope: Scope, view: View | None, *, usable: bool) -> View:
-        now, spare = time.monotonic(), view if usable else None
-        failed, said = self._failed.get(scope, (NEVER, NOT_READ))
+    def _poll(self, scope: Scope, view: View | None, *, usable: bool, aside: bool = False) -> View:
+        now, spare, key = time.monotonic(), view if usable else None, (scope, aside)
+        failed, said = self._failed.get(key, (NEVER, NOT_READ))
         if now - failed >= BACKOFF_SECONDS:
             generation = self._generation
             try:
@@ -190,14 +193,14 @@ class Feed:
                     fresh = retried(partial(self._read, scope[0], view), using=scope[0])
             except Error as error:
                 said = f"{NOT_READ}: {error}"
-                self._failed[scope] = now, said
+                self._failed[key] = now, said
                 if is_missing_table(error):
                     self._warn_of_migrate()
                     return View()
                 if spare is not None:  # else the caller logs it: one line for both
                     fault_log.error(NOT_READ, error)
             else:
-                self._failed.pop(scope, None)
+                self._failed.pop(key, None)
                 self._keep(scope, fresh, now, generation)
                 return fresh
         if spare is not None:
@@ -223,7 +226,12 @@ class Feed:
             fresh.started = fresh.fresh_until = NEVER
         # Settings that every request needs; a change of one drops the view.
         fresh.policy_key = conf.policy_key
-        self._views[scope] = fresh
+        known = self._views.get(scope)
+        # A thread that hung for long comes back with what was true then.
+        if known is None or known.started <= now:
+            self._views[scope] = fresh
+        if generation != self._generation:  # written meanwhile
+            fresh.started = fresh.fresh_until = NEVER
 
     @staticmethod
     def _inside(scope: Scope) -> bool:

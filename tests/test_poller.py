@@ -67,10 +67,15 @@ def fresh(database):
     end(fresh)
 
 
+def thread_of(fresh):
+    worker = fresh._poller._workers.get(SCOPE)
+    return None if worker is None else worker.thread
+
+
 def end(fresh):
-    thread = fresh._poller._thread
+    threads = [one.thread for one in (*fresh._poller._workers.values(), *fresh._poller._hanging)]
     fresh.reset()
-    if thread is not None:
+    for thread in threads:
         thread.join(10)
         assert not thread.is_alive()
 
@@ -106,7 +111,7 @@ def test_a_request_asks_for_the_next_poll_and_goes_on(fresh, database):
     assert fresh.current(SCOPE) is view
     until(lambda: fresh._views[SCOPE] is not view)
     assert fresh.current(SCOPE).counter == 2
-    assert database.threads[1].daemon and database.threads[1] is fresh._poller._thread
+    assert database.threads[1].daemon and database.threads[1] is thread_of(fresh)
 
 
 def test_a_poll_that_hangs_delays_nobody_while_the_view_is_young(fresh, database):
@@ -125,7 +130,8 @@ def test_after_that_it_delays_for_a_moment(fresh, database, monkeypatch):
     view = grow_old(fresh, 0.6)
     fresh.current(SCOPE)
     until(lambda: len(database.threads) == 2)
-    monkeypatch.setattr(module, "BEGUN_SECONDS", 0)
+    monkeypatch.setattr(poller, "PATIENCE_SECONDS", 0)
+    object.__setattr__(fresh._poller._asked[SCOPE], "patience", 0)
     grow_old(fresh, 1.5)
     found, seconds = timed_view(fresh)
     assert found is view and 0.04 < seconds < 0.2
@@ -136,7 +142,8 @@ def test_after_that_it_delays_for_a_moment(fresh, database, monkeypatch):
     # What has to be read in the thread of the request does not wait for it much longer either.
     monkeypatch.setattr(module, "BEGUN_HERE_SECONDS", 0)
     fresh.drop()
-    found, seconds = timed_view(fresh)
+    with fresh._lock:  # another request is at it
+        found, seconds = timed_view(fresh)
     assert isinstance(found, EnforcementUnavailable) and seconds < 0.2
 
 
@@ -147,7 +154,7 @@ def test_a_poll_that_only_began_is_waited_for(fresh, database):
     threading.Timer(0.15, database.answers.set).start()
     found, seconds = timed_view(fresh)
     assert found.counter == 2 and seconds > 0.1
-    assert database.threads[1] is fresh._poller._thread
+    assert database.threads[1] is thread_of(fresh)
 
 
 def test_the_first_requests_of_a_process_wait_for_one_of_them(database):
@@ -177,18 +184,91 @@ def test_a_connection_that_fails_is_tried_again_later(fresh, database, caplog):
     database.error = DOWN
     view = grow_old(fresh, 0.6)
     fresh.current(SCOPE)
-    until(lambda: SCOPE in fresh._failed and view.due < float("inf"))
+    until(lambda: (SCOPE, True) in fresh._failed and view.due < float("inf"))
     assert view.due > time.monotonic() + 0.5 and "could not be read" in caplog.text
     grow_old(fresh, 2.5)
     for _ in range(5):
         found, seconds = timed_view(fresh)
         assert "closed the connection" in str(found) and seconds < 0.2
-    assert len(database.threads) == 2  # backed off
+    # Once by the thread of a request as well, and then backed off.
+    assert len(database.threads) == 3 and database.threads[2] is threading.current_thread()
     assert caplog.text.count("could not be read") == 1
     database.error = None
-    _, said = fresh._failed[SCOPE]
-    fresh._failed[SCOPE] = time.monotonic() - module.BACKOFF_SECONDS, said
-    assert timed_view(fresh)[0].counter == 2 and not fresh._failed
+    for key, (_, said) in fresh._failed.items():
+        fresh._failed[key] = time.monotonic() - module.BACKOFF_SECONDS, said
+    assert timed_view(fresh)[0].counter == 2 and (SCOPE, True) not in fresh._failed
+
+
+def test_a_thread_that_gets_no_connection_leaves_it_to_the_request(fresh, database):
+    """There is a limit of connections, and the request has one already."""
+    mine = threading.current_thread()
+
+    def read(using, old):
+        if threading.current_thread() is not mine:
+            raise OperationalError("too many connections for role")
+        return database.read(using, old)
+
+    grow_old(fresh, 5)
+    with mock.patch.object(Feed, "_read", staticmethod(read)):
+        assert timed_view(fresh)[0].counter == 2
+
+
+def test_after_a_connection_that_was_lost_another_one_is_tried(fresh, database, monkeypatch):
+    monkeypatch.setattr(poller, "LOST_SECONDS", 0.1)
+    monkeypatch.setattr(poller, "PATIENCE_SECONDS", 0)
+    lost, read = threading.Event(), []
+
+    def hang(using, old):
+        read.append(threading.current_thread())
+        if len(read) == 1:
+            assert lost.wait(10)
+        return database.read(using, old)
+
+    with mock.patch.object(Feed, "_read", staticmethod(hang)):
+        grow_old(fresh, 5)
+        assert isinstance(timed_view(fresh)[0], EnforcementUnavailable)
+        time.sleep(0.1)
+        until(lambda: isinstance(timed_view(fresh)[0], View))
+        view = fresh.view(SCOPE)
+        assert view.counter == 2 and read[1] is thread_of(fresh) is not read[0]
+        lost.set()  # what it read is older by now
+        read[0].join(10)
+        assert fresh.view(SCOPE) is view
+
+
+def test_no_more_than_a_few_threads_hang(monkeypatch):
+    monkeypatch.setattr(poller, "LOST_SECONDS", 0)
+    go = threading.Event()
+    one = Poller(lambda scope: go.wait(10))
+    for _ in range(20):
+        one.ask(SCOPE)
+    assert len(one._hanging) == poller.HANGING_MAX
+    threads = [worker.thread for worker in (*one._hanging, *one._workers.values())]
+    go.set()
+    one.stop()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_scope_that_hangs_delays_no_other():
+    go, polled = threading.Event(), []
+    one = Poller(lambda scope: go.wait(10) if scope == SCOPE else polled.append(scope))
+    one.ask(SCOPE)
+    assert one.ask(("other", "")).done.wait(10) and polled == [("other", "")]
+    go.set()
+    one.stop()
+
+
+def test_what_is_written_while_a_poll_is_kept_is_not_forgotten(fresh, database, monkeypatch):
+    def drop(*args):
+        fresh.drop()
+        return False
+
+    grow_old(fresh, 5)
+    monkeypatch.setattr(fresh, "_may_poll_aside", drop)
+    fresh.view(SCOPE)
+    assert fresh.current(SCOPE) is None
 
 
 def test_where_no_thread_begins_the_request_polls(fresh, database):
@@ -206,11 +286,11 @@ def test_a_thread_that_died_is_replaced():
     one = Poller(polls.append)
     with mock.patch.object(one, "_run"):
         lost = one.ask(SCOPE)
-        until(lambda: not one._thread.is_alive())
+        until(lambda: not one._workers[SCOPE].thread.is_alive())
     asked = one.ask(SCOPE)
     assert asked is not lost and asked.done.wait(10) and polls[-1] == SCOPE
     one.stop()
-    one._thread.join(10)
+    one._workers[SCOPE].thread.join(10)
     one.stop()
 
 
@@ -222,7 +302,7 @@ def test_several_who_ask_get_the_same_poll():
     go.set()
     assert asked.done.wait(10)
     one.stop()
-    one._thread.join(10)
+    one._workers[SCOPE].thread.join(10)
 
 
 def test_the_connection_is_closed_as_at_the_end_of_a_request():
@@ -235,7 +315,7 @@ def test_the_connection_is_closed_as_at_the_end_of_a_request():
         until(lambda: close.called)
         assert not close_all.called
         one.stop()
-        one._thread.join(10)
+        one._workers[SCOPE].thread.join(10)
         assert close_all.called
 
 
@@ -246,13 +326,13 @@ def test_without_an_interval_there_is_no_thread(database, settings, seconds):
     for _ in range(2):
         fresh.view(SCOPE)
         fresh.drop()
-    assert fresh._poller._thread is None
+    assert thread_of(fresh) is None
 
 
 def test_in_the_tests_of_a_project_there_is_no_thread(fresh, database, monkeypatch):
     monkeypatch.setattr(mail, "outbox", [], raising=False)
     grow_old(fresh, 5)
-    assert fresh.view(SCOPE).due == float("inf") and fresh._poller._thread is None
+    assert fresh.view(SCOPE).due == float("inf") and thread_of(fresh) is None
 
 
 def test_a_poll_of_a_process_that_was_reset_is_kept(database):
@@ -272,7 +352,7 @@ def test_in_a_transaction_the_request_itself_looks(fresh, database):
     with transaction.atomic():
         fresh.view(SCOPE)
     assert database.threads[-1] is threading.current_thread()
-    assert fresh._poller._thread is None
+    assert thread_of(fresh) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -292,11 +372,11 @@ def test_a_fork_begins_with_a_thread_of_its_own(database):
             feed.view(SCOPE)
             grow_old(feed, 0.6)
             feed.current(SCOPE)
-            until(lambda: feed._poller._thread in database.threads)
+            until(lambda: thread_of(feed) in database.threads)
             code = 0
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert feed._poller is parent and parent._thread.is_alive()
+    assert feed._poller is parent and parent._workers[SCOPE].thread.is_alive()
     end(feed)
 
 
@@ -317,6 +397,6 @@ def test_under_asgi_nothing_hops_threads_for_a_poll(alice, settings, database):
 
     testing.reset()
     async_to_sync(ask)()
-    until(lambda: feed._poller._thread in database.threads)
+    until(lambda: thread_of(feed) in database.threads)
     database.answers.set()
     end(feed)
