@@ -118,7 +118,11 @@ class Enforcement(EndedSessions):
                 and not self.asks_by_hook
                 and not router.routers
                 and (
-                    (state.stamp >= view.counter >= state.born and view.policy_key is None)
+                    (
+                        state.stamp >= view.counter >= state.born
+                        and view.policy_key is None
+                        and state.policy_key is None
+                    )
                     or not is_suspect(state, view, time.time())
                 )
             ):
