@@ -367,3 +367,13 @@ def test_a_session_from_before_a_policy_was_removed_is_asked_for_once(
     client.get("/plain/")
     with django_assert_num_queries(1):  # the session
         client.get("/plain/")
+
+
+@pytest.mark.parametrize("policy", [by_error, "no.such.policy"])
+def test_a_login_is_no_way_past_a_policy_that_cannot_be_read(client, bob, settings, policy):
+    settings.PWEXPIRE_POLICY, settings.PWEXPIRE_FAIL_CLOSED = policy, True
+    for _ in range(2):
+        client.force_login(bob)
+        assert client.get("/plain/").status_code == 503
+    settings.PWEXPIRE_POLICY = None
+    assert client.get("/plain/").status_code == 200
