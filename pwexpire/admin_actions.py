@@ -27,12 +27,13 @@ from pwexpire.compat import find_tasks
 from pwexpire.conf import conf
 from pwexpire.constants import LOCKING, PERMISSION, REQUEST_SECONDS
 from pwexpire.exceptions import TasksUnavailable
+from pwexpire.keys import key_text
 from pwexpire.models import BatchState, ExpiryBatch, Reason, Require, SessionAction, TraceKind
 from pwexpire.services.batches import expire_passwords
 from pwexpire.services.cancellations import cancel_expiry
 from pwexpire.services.preview import preview_expiry
 from pwexpire.services.ranks import Lockout, find_lockout, find_outranked
-from pwexpire.services.selection import Selection, key_text
+from pwexpire.services.selection import Selection
 
 # Of more users than these the page that asks counts only how many there are.
 PREVIEWED_MAX = 10_000

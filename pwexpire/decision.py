@@ -290,7 +290,10 @@ def is_suspect(state: SessionState, view: View, now: float) -> bool:
     if state.real_user_id is not None and state.key not in view.clearances:
         return True
     wanted = view.policy_key
-    if wanted is None:
+    # A login under a setting that is gone may have been cleared by that setting alone.
+    if wanted is None and state.policy_key is None:
         return False
     known = view.clearances.get(state.key, state) if view.clearances else state
-    return known.policy_key != wanted or (known.ages is not None and now >= known.ages)
+    if known.policy_key != wanted:
+        return True
+    return wanted is not None and known.ages is not None and now >= known.ages

@@ -17,6 +17,7 @@ from django.db.models import F, Max, Q, QuerySet
 from pwexpire.bloom import BloomFilter, build_filter, count_parts
 from pwexpire.compiled import Compiled
 from pwexpire.constants import LOCKING
+from pwexpire.keys import key_text
 from pwexpire.models import (
     Demand,
     EnforcementState,
@@ -140,7 +141,8 @@ def _read_on(using: str, old: View, counter: int) -> View | None:
     rows = list(both[: USERS_MAX + 1])
     users = dict(old.users)
     for user_id, number in rows:
-        users[str(user_id)] = max(users.get(str(user_id), 0), number or 0)
+        key = key_text(user_id)
+        users[key] = max(users.get(key, 0), number or 0)
     if len(rows) > USERS_MAX or len(users) > USERS_MAX:
         return None
     found = (*((number, bloom) for number, bloom in filters.values()), *old.filters)
@@ -254,7 +256,7 @@ def _fold_users(
         for rows, number in ((demands, "batch__number"), (ends, "ended")):
             for user_id, one in _list_pages(rows, number):
                 highest = max(highest, one or 0)
-                yield str(user_id)
+                yield key_text(user_id)
 
     bloom = build_filter(list_keys(), demands.count() + ends.count())
     return highest, bloom

@@ -279,3 +279,14 @@ def test_who_aged_out_since_they_joined_is_asked_in_sql(alice, settings):
     assert services.preview_expiry(users).already_expired == 0
     users.update(date_joined=timezone.now() - timedelta(days=10))
     assert services.preview_expiry(users).already_expired == 1
+
+
+def test_a_flag_by_hand_beside_the_number_of_a_cancelled_demand(client, alice):
+    client.force_login(alice)
+    services.expire_passwords(alice)
+    services.cancel_expiry(alice)
+    session = client.session
+    session["password_expired"] = True
+    session.pop("_password_expired_demand", None)
+    session.save()
+    assert is_held(client)

@@ -285,5 +285,5 @@ def test_a_session_of_another_sequence_is_asked_for():
 
 def test_another_policy_is_asked_about():
     case = made(FRESH, policy_key="old")
-    for key, suspect in (("old", False), ("new", True), (None, False)):
+    for key, suspect in (("old", False), ("new", True), (None, True)):
         assert decision.is_suspect(case, View(counter=COUNTER, policy_key=key), NOW) is suspect

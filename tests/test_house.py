@@ -26,6 +26,7 @@ FLOORS = [
         "exceptions",
         "faults",
         "filter_parts",
+        "keys",
         "retries",
         "signals",
     ],

@@ -18,6 +18,7 @@ from pwexpire import checks, services
 from pwexpire.backends import PasswordExpiryMixin
 from pwexpire.conf import conf
 from pwexpire.exceptions import InvalidRequest
+from pwexpire.feed import feed
 from pwexpire.models import OldPassword
 from pwexpire.policy import Policy
 from pwexpire.services import Require
@@ -337,3 +338,42 @@ def test_backends_of_django_and_of_django_axes(settings):
 
 def test_none_refuses():
     assert not conf.refuses_logins and checks.configuration.check_backends(None) == []
+
+
+@pytest.mark.parametrize("later", [None, lambda user: True])
+def test_who_was_left_out_at_the_login_is_held_as_soon_as_the_setting_is_gone(
+    alice, client, settings, later
+):
+    settings.PWEXPIRE_APPLIES_TO = by_name_of_bob
+    services.expire_passwords(alice)
+    client.force_login(alice)
+    assert not is_held(client)
+    settings.PWEXPIRE_APPLIES_TO = later
+    feed.reset()  # as a new process
+    assert is_held(client)
+
+
+def by_name_of_bob(user):
+    return user.username == "bob"
+
+
+def test_a_session_from_before_a_policy_was_removed_is_asked_for_once(
+    alice, client, settings, django_assert_num_queries
+):
+    settings.PWEXPIRE_POLICY = Policy(max_age=timedelta(days=30))
+    client.force_login(alice)
+    settings.PWEXPIRE_POLICY, settings.PWEXPIRE_POLL_SECONDS = None, 600
+    feed.reset()
+    client.get("/plain/")
+    with django_assert_num_queries(1):  # the session
+        client.get("/plain/")
+
+
+@pytest.mark.parametrize("policy", [by_error, "no.such.policy"])
+def test_a_login_is_no_way_past_a_policy_that_cannot_be_read(client, bob, settings, policy):
+    settings.PWEXPIRE_POLICY, settings.PWEXPIRE_FAIL_CLOSED = policy, True
+    for _ in range(2):
+        client.force_login(bob)
+        assert client.get("/plain/").status_code == 503
+    settings.PWEXPIRE_POLICY = None
+    assert client.get("/plain/").status_code == 200

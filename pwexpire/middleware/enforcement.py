@@ -36,6 +36,7 @@ from pwexpire.demand_view import Clearance, View
 from pwexpire.exceptions import EnforcementUnavailable
 from pwexpire.faults import fault_log, logged_fault
 from pwexpire.feed import feed
+from pwexpire.keys import key_text
 from pwexpire.middleware.answers import Answer
 from pwexpire.middleware.ended import EndedSessions
 from pwexpire.middleware.hooks import Hooks
@@ -117,7 +118,11 @@ class Enforcement(EndedSessions):
                 and not self.asks_by_hook
                 and not router.routers
                 and (
-                    (state.stamp >= view.counter >= state.born and view.policy_key is None)
+                    (
+                        state.stamp >= view.counter >= state.born
+                        and view.policy_key is None
+                        and state.policy_key is None
+                    )
                     or not is_suspect(state, view, time.time())
                 )
             ):
@@ -147,9 +152,10 @@ class Enforcement(EndedSessions):
             return view is not None and time.time() >= view.traced_until
         real = self.real_user(request)
         if real is not None:
-            real_user_id = str(getattr(real, "pk", real))
+            pk = getattr(real, "pk", real)
             # Somebody who is not logged in has no key, and acts as nobody.
-            state.real_user_id = None if real_user_id in ("None", state.user_id) else real_user_id
+            real_user_id = state.user_id if pk is None else key_text(pk)
+            state.real_user_id = None if real_user_id == state.user_id else real_user_id
         view = feed.current(self.get_scope(request))
         if view is None or is_suspect(state, view, time.time()):
             return False

@@ -20,10 +20,11 @@ from django.db.models import Q
 from django.utils import timezone
 
 from pwexpire.feed import feed
+from pwexpire.keys import key_text
 from pwexpire.models import PasswordRecord
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.password_state import Rules
-from pwexpire.services.selection import Selection, key_text, list_with_records
+from pwexpire.services.selection import Selection, list_with_records
 from pwexpire.services.status import read_records, read_rules, rules_of_page
 
 # Users of one transaction, and of one UPDATE: three parameters each.

@@ -10,6 +10,7 @@ from django.db.models import Count, Max, Min
 from pwexpire.bloom import BloomFilter, build_filter
 from pwexpire.faults import logged_fault
 from pwexpire.feed import feed
+from pwexpire.keys import key_text
 from pwexpire.models import BatchState, Demand, ExpiryBatch, FilterPart, Require
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.staging import COUNTS
@@ -48,7 +49,7 @@ def _list_keys(batch: ExpiryBatch, first: int, last: int) -> Iterator[str]:
     rows = Demand.objects.using(feed.using).values_list("batch_id", "user_id")
     for start in range(first, last + 1, PAGE):
         page = rows.filter(pk__range=(start, start + PAGE - 1))
-        yield from (str(user_id) for owner, user_id in page if owner == batch.pk)
+        yield from (key_text(user_id) for owner, user_id in page if owner == batch.pk)
 
 
 def _store_parts(batch: ExpiryBatch, seen: int, bloom: BloomFilter) -> None:

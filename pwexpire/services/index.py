@@ -12,10 +12,11 @@ from django.utils import timezone
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
+from pwexpire.keys import key_text
 from pwexpire.models import EnforcementState, SessionEntry
 from pwexpire.retries import in_transaction, retried, savepoint
 from pwexpire.services.demands import all_users
-from pwexpire.services.selection import CHUNK, Selection, key_text
+from pwexpire.services.selection import CHUNK, Selection
 from pwexpire.services.staging import Progress
 from pwexpire.services.status import read_state
 from pwexpire.sessionstore.base import SessionAdapter

@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from pwexpire.conf import conf
 from pwexpire.feed import feed
+from pwexpire.keys import key_text
 from pwexpire.models import PasswordRecord, Require
 from pwexpire.retries import in_transaction, retried
 from pwexpire.services.cancellations import close_demands
@@ -34,7 +35,7 @@ change_context: ContextVar[RequestState | None] = ContextVar("pwexpire_request",
 def note_change(user: Any, *, real: bool) -> None:
     current = change_context.get()
     if current is not None:
-        current.real_changes = {**current.real_changes, str(user.pk): real}
+        current.real_changes = {**current.real_changes, key_text(user.pk): real}
 
 
 _serves_requests = False

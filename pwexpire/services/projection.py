@@ -20,6 +20,7 @@ from django.db.models import F, QuerySet
 
 from pwexpire.constants import LOCKING
 from pwexpire.feed import feed
+from pwexpire.keys import key_text
 from pwexpire.models import (
     GIVEN_OUT,
     BatchState,
@@ -31,7 +32,7 @@ from pwexpire.models import (
 from pwexpire.retries import in_transaction
 from pwexpire.services.demands import members
 from pwexpire.services.index import uses_index
-from pwexpire.services.selection import CHUNK, Selection, key_text
+from pwexpire.services.selection import CHUNK, Selection
 from pwexpire.services.sessions import (
     Owners,
     complete_index,

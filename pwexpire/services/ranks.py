@@ -9,10 +9,11 @@ from typing import Any
 from django.contrib.auth import get_user_model
 
 from pwexpire.constants import LOCKING, PERMISSION
+from pwexpire.keys import key_text
 from pwexpire.models import Require
 from pwexpire.services.demands import all_users, open_demand
 from pwexpire.services.password_state import has_password
-from pwexpire.services.selection import Selection, key_text
+from pwexpire.services.selection import Selection
 from pwexpire.services.status import password_status
 
 

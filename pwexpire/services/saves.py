@@ -20,6 +20,7 @@ from django.db.models.functions import Coalesce
 from django.views.decorators.debug import sensitive_variables
 
 from pwexpire.feed import feed
+from pwexpire.keys import key_text
 from pwexpire.models import EnforcementState, OldPassword
 from pwexpire.retries import first_line, is_conflict
 from pwexpire.services.demands import all_users, batches_in_force, demands_in_force
@@ -192,7 +193,7 @@ def _may_replace_hash(user: Any, update_fields: Any) -> bool:
         return True
     # What was known last is enough for a warning, and asks nothing at every save.
     view = feed.last_view(feed.scope())
-    return view is not None and view.is_demanded_after(0, str(user.pk))
+    return view is not None and view.is_demanded_after(0, key_text(user.pk))
 
 
 def prepare_change(user: Any, change: PasswordChange, *, written: bool) -> None:

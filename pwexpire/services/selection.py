@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import date, time, timedelta
 from decimal import Decimal
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +16,7 @@ from django.db.models import QuerySet
 
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
+from pwexpire.keys import key_text
 from pwexpire.services.demands import all_users
 from pwexpire.services.status import check_saved
 
@@ -130,14 +130,6 @@ def list_with_records(users: QuerySet[Any]) -> list[Any]:
     """Return ``users`` in the order of their keys, with ``pwexpire_record`` read along."""
     # All columns: a QuerySet that defers some has no room for the record.
     return list(users.defer(None).select_related("pwexpire_record").order_by("pk"))
-
-
-def key_text(pk: Any) -> str:
-    """A primary key as ``login()`` writes it into a session, and as it is kept in a cursor."""
-    if type(pk) is int or type(pk) is str:
-        return str(pk)
-    field = get_user_model()._meta.pk
-    return str(field.value_to_string(SimpleNamespace(**{field.attname: pk})))  # type: ignore[arg-type]
 
 
 def _can_be_narrowed(users: QuerySet[Any]) -> bool:

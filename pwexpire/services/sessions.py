@@ -11,10 +11,11 @@ from typing import Any
 from django.db import transaction
 
 from pwexpire.feed import feed
+from pwexpire.keys import key_text
 from pwexpire.models import EnforcementState, SessionEntry
 from pwexpire.services.demands import highest_open
 from pwexpire.services.index import build_index, uses_index
-from pwexpire.services.selection import CHUNK, Selection, key_text
+from pwexpire.services.selection import CHUNK, Selection
 from pwexpire.services.staging import Progress
 from pwexpire.sessionstore.base import Outcome, SessionAdapter, StoredSession
 from pwexpire.sessionstore.registry import get_adapter

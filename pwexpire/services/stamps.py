@@ -23,7 +23,8 @@ def stamp_session(
         "n": -1 if held else counter,
         "b": counter,
         "a": password_state.grace_ages if grace else password_state.ages,
-        "p": conf.policy_key,
+        # Of a policy that could not be read nothing is known: the next request asks.
+        "p": None if password_state.in_doubt else conf.policy_key,
     }
     session[SESSION_STAMP] = stamp | {"g": True} if grace else stamp
 

@@ -16,6 +16,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from pwexpire.constants import SESSION_DEMAND, SESSION_ENDED, SESSION_FLAG
+from pwexpire.keys import key_text
 from pwexpire.retries import in_transaction, is_conflict
 from pwexpire.sessionstore.base import (
     TRACE_KEPT,
@@ -114,7 +115,7 @@ class RowAdapter(SessionAdapter):
     def keys_of(self, user_ids: Sequence[Any]) -> Iterator[list[tuple[str, str]]]:
         column = self.user_column or ""
         for page in pages(self._find_rows().filter(**{f"{column}__in": user_ids}), column):
-            yield [(key, str(user_id)) for key, user_id in page]
+            yield [(key, key_text(user_id)) for key, user_id in page]
 
     def alive(self, keys: Collection[str]) -> set[str]:
         return set(self._find_rows().filter(pk__in=keys).values_list("pk", flat=True))

@@ -51,3 +51,18 @@ class UUIDUser(Person):
 
 class NamedUser(Person):
     code = models.CharField(primary_key=True, max_length=20)
+
+
+class PrefixedKey(models.UUIDField):
+    """Sessions and URLs have it as ``usr_`` and its digits."""
+
+    def to_python(self, value):
+        return super().to_python(value.removeprefix("usr_") if isinstance(value, str) else value)
+
+    def value_to_string(self, obj):
+        return f"usr_{self.value_from_object(obj).hex}"
+
+
+class PrefixedUser(Person):
+    id = PrefixedKey(primary_key=True, default=uuid.uuid4)
+    objects = Visible()
