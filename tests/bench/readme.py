@@ -26,6 +26,13 @@ SHOWN = (
     "loop",
     "waiting",
     "workers_faster",
+    "rival_calls_added",
+    "verdict_python",
+    "verdict_ms",
+    "feed_mib",
+    "feed_seconds",
+    "feed_asked",
+    "preview_ratio",
 )
 REQUESTS = ("request_cpu", "request_calls", "request_reads_added", "request_writes_added")
 OURS = "pwexpire, a poll a second"

@@ -68,7 +68,7 @@ def _figures(found: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
         yield "statements of the verdict of one user", row["statements"], 1, True
         name = "the verdict of one user, in Python"
         yield Figure(name, row["python_ms"], 0.6, key="verdict_python", unit="ms")
-        yield Figure("the same in all", row["ms"], 1.5, key="verdict_ms", unit="ms")
+        yield Figure("the verdict of one user, with the database", row["ms"], 1.5, key="verdict_ms", unit="ms")
     for work, row in found.get("statements", {}).items():
         beside = ("without pwexpire", row["without"])
         name = f"statements added: {work}"
@@ -160,7 +160,7 @@ def _feed(found: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     users = f"{found['users']:,} open demands"
     name, most = f"what a process keeps for {users}", most_mib(found["users"])
     yield Figure(name, found["view_mib"], most, key="feed_mib", unit="MiB")
-    name = f"in which a new process reads {users}"
+    name = f"time in which a new process reads {users}"
     yield Figure(name, found["read_seconds"], 0.1, key="feed_seconds", unit="s")
     name = "share of the unexpired users with an older session who are asked for once"
     yield Figure(name, found["asked_share"], 0.01, key="feed_asked")
