@@ -68,7 +68,13 @@ def _figures(found: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
         yield "statements of the verdict of one user", row["statements"], 1, True
         name = "the verdict of one user, in Python"
         yield Figure(name, row["python_ms"], 0.6, key="verdict_python", unit="ms")
-        yield Figure("the verdict of one user, with the database", row["ms"], 1.5, key="verdict_ms", unit="ms")
+        yield Figure(
+            "the verdict of one user, with the database",
+            row["ms"],
+            1.5,
+            key="verdict_ms",
+            unit="ms",
+        )
     for work, row in found.get("statements", {}).items():
         beside = ("without pwexpire", row["without"])
         name = f"statements added: {work}"
