@@ -85,9 +85,12 @@ class Enforcement(EndedSessions):
         """
         try:
             session, _ = request.session, request.user
+            key = session.session_key
         except AttributeError:
+            # AuthenticationMiddleware refuses a request without a session: it had one.
+            if hasattr(request, "auser"):
+                return True
             raise ImproperlyConfigured(MISPLACED) from None
-        key = session.session_key
         if key is None and not session.modified:
             key = request_state.session_key  # of the cookie, if it was looked for already
             if key is None:
@@ -159,13 +162,18 @@ class Enforcement(EndedSessions):
 
     def _has_changed(self, request: HttpRequest, request_state: RequestState) -> bool:
         """Whether something behind this middleware made another session of it."""
-        session, state = request.session, request_state.state
-        if request_state.session is None:
-            return session.session_key is not None or session.modified
+        state = request_state.state
+        try:
+            session = request.session
+            if request_state.session is None:
+                return session.session_key is not None or session.modified
+        except AttributeError:  # taken away
+            return False
         try:
             data = session._session_cache  # type: ignore[attr-defined]
-        except AttributeError:  # another one, which is not loaded
-            return session.session_key != request_state.session_key
+        except AttributeError:  # another one, which is not loaded, or none
+            known = request_state.session_key
+            return bool(getattr(session, "session_key", known) != known)
         if state is None or SESSION_KEY not in data:
             return (state is None) != (data.get(SESSION_KEY) is None)
         return (
