@@ -7,20 +7,36 @@ factor, and the policy is one that cannot be read. It is logged once a minute an
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist
 from django.db import Error as DatabaseFault
+from django.db import router
 from django.utils.module_loading import import_string
 
 from pwexpire.faults import fault_log
 from pwexpire.policy import PRESETS, UNREADABLE, Policy
+from pwexpire.retries import is_conflict, savepoint
 
 Predicate = Callable[[Any], bool]
 
 
 def log_wrong(setting: str, why: str) -> None:
     fault_log.error(f"PWEXPIRE_{setting} {why}", "manage.py pwexpire check says more")
+
+
+def _asked_of_site() -> AbstractContextManager[None]:
+    """So that a fault in a table of the site's own undoes no change of a password."""
+    return savepoint(using=router.db_for_write(get_user_model()))
+
+
+def _log_raised(setting: str, error: Exception) -> None:
+    """What another transaction did is over at the next try; all else is as wrong as any error."""
+    if is_conflict(error):
+        raise error
+    log_wrong(setting, f"raised {type(error).__name__}")
 
 
 def load_path(path: str) -> Any:
@@ -44,11 +60,10 @@ def load_predicate(setting: str, value: Any, *, strict: bool) -> Predicate | Non
 
     def ask(user: Any) -> bool:
         try:
-            return bool(found(user))
-        except DatabaseFault:  # a fault of the database is answered as such
-            raise
+            with _asked_of_site():
+                return bool(found(user))
         except Exception as error:
-            log_wrong(setting, f"raised {type(error).__name__}")
+            _log_raised(setting, error)
             return strict
 
     return ask
@@ -73,11 +88,10 @@ def load_policy(value: Any) -> Any:
 def ask_policy(policy_for: Callable[[Any], Any], user: Any) -> Policy:
     """The policy of ``user``: an empty one for ``None``, ``UNREADABLE`` for what is no policy."""
     try:
-        found = load_policy(policy_for(user))
-    except DatabaseFault:
-        raise
+        with _asked_of_site():
+            found = load_policy(policy_for(user))
     except Exception as error:
-        log_wrong("POLICY", f"raised {type(error).__name__}")
+        _log_raised("POLICY", error)
         return UNREADABLE
     if found is None:
         return Policy()
@@ -87,7 +101,7 @@ def ask_policy(policy_for: Callable[[Any], Any], user: Any) -> Policy:
 def explain_answer(setting: str, value: Any, user: Any) -> str | None:
     """Return what is wrong with the answer of a callable of the site about ``user``, or ``None``.
 
-    A fault of the database is none of it, and a user who is not saved has no related rows.
+    A user who is not saved has no related rows, and before ``migrate`` there are no tables.
     """
     if setting == "POLICY":
         asked = find_policy(value)
@@ -97,10 +111,8 @@ def explain_answer(setting: str, value: Any, user: Any) -> str | None:
         return None
     try:
         answer = asked(user)
-    except DatabaseFault:
-        return None
     except Exception as error:
-        if user._state.adding and isinstance(error, ObjectDoesNotExist):
+        if user._state.adding and isinstance(error, (ObjectDoesNotExist, DatabaseFault)):
             return None
         return f"raised {type(error).__name__}"
     if setting != "POLICY" or answer is None or isinstance(find_policy(answer), Policy):

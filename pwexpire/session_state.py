@@ -131,8 +131,12 @@ def read_session_state(session: SessionBase) -> SessionState | None:
     state.user_id, state.auth_hash = str(user_id), data.get(HASH_SESSION_KEY) or ""
     state.flagged = bool(data.get(SESSION_FLAG))
     state.flag_number = number if isinstance(number, int) else None
-    state.stamp, state.born = stamp.get("n", 0), stamp.get("b", 0)
-    state.ages, state.policy_key = stamp.get("a"), stamp.get("p")
+    # What is none of ours was cleared for nothing, and asks at once whether it aged out.
+    n, b, ages = stamp.get("n"), stamp.get("b"), stamp.get("a")
+    state.stamp = n if isinstance(n, int) else 0
+    state.born = b if isinstance(b, int) else 0
+    state.ages = ages if ages is None or isinstance(ages, (int, float)) else 0.0
+    state.policy_key = stamp.get("p")
     state.backend = data.get(BACKEND_SESSION_KEY) or ""
     state.grace = bool(stamp.get("g"))
     return state
@@ -170,8 +174,10 @@ def is_impersonated(request: HttpRequest) -> bool:
     """Whether the user who sits there acts as another one, who is then ``request.user``."""
     if not request.user.is_authenticated:
         return False
-    session, state = request.session, request_state_of(request).state
+    session, state = getattr(request, "session", None), request_state_of(request).state
     if state is not None and state.real_user_id is not None:
         return True
-    taken_over = any(session.get(key) for key in (HIJACKERS, loginas_key()))
-    return taken_over or not names_user(session, request.user)
+    if not names_user(session, request.user):
+        return True
+    assert session is not None
+    return any(session.get(key) for key in (HIJACKERS, loginas_key()))

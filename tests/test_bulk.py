@@ -274,6 +274,22 @@ def test_cancelled_while_staging(users, small):
     assert not any(services.password_status(user).must_change for user in people)
 
 
+def test_no_more_time_is_taken_than_was_given(browsers, small):
+    people, found = browsers()
+    out = people[:4]
+    batch = services.expire_passwords(User.objects.all(), exclude=out, seconds=0)
+    assert batch.state == BatchState.STAGING and batch.users_expired == 0
+    services.resume_expiry(batch, User.objects.all(), seconds=0)
+    assert batch.state == BatchState.STAGING and batch.users_expired == 2
+    services.resume_expiry(batch, User.objects.all(), seconds=0)
+    assert batch.state == BatchState.ACTIVE and not flagged(found)
+    ExpiryBatch.objects.update(state=BatchState.STAGED, number=None, activated_at=None)
+    services.resume_expiry(batch, seconds=0)
+    assert batch.state == BatchState.ACTIVE and not flagged(found)
+    services.resume_expiry(batch)
+    assert batch.state == BatchState.DONE and flagged(found)
+
+
 def test_deferred_is_in_force_and_done_by_others(browsers, small):
     _people, found = browsers()
     batch = services.expire_passwords(User.objects.all(), defer=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from unittest import mock
 
 import pytest
+from django import urls
 from django.contrib.auth import SESSION_KEY, get_user, get_user_model
 from django.contrib.auth.middleware import get_user as get_cached_user
 from django.contrib.auth.signals import user_logged_in, user_logged_out
@@ -13,10 +14,12 @@ from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.utils.deprecation import MiddlewareMixin
 
+from pwexpire.constants import SESSION_STAMP
 from pwexpire.feed import feed
 from pwexpire.models import SessionEntry
 from pwexpire.services import cancel_expiry, expire_everyone, expire_passwords
 from tests.support import OLD, is_held, open_session, session_of, store_session
+from tests.urls import plain
 
 pytestmark = pytest.mark.django_db(transaction=True)
 OURS = "pwexpire.middleware.PasswordExpiryMiddleware"
@@ -296,3 +299,90 @@ def test_what_never_holds_does_not_when_the_record_cannot_be_asked(server, setti
     expire_passwords(alice)
     with mock.patch("pwexpire.middleware.enforcement.read_password_state", broken):
         assert not is_held(browser)
+
+
+class TakesSession(MiddlewareMixin):
+    """Takes the session away by a header: before ours or behind it, or when the view has run."""
+
+    def take(self, request, moment):
+        if request.headers.get("x-moment") != moment:
+            return
+        how = request.headers["x-how"]
+        if how == "del":
+            del request.session
+        else:
+            request.session = {} if how == "empty" else None
+
+    def process_request(self, request):
+        if request.headers.get("x-moment"):
+            user = request.user
+            bool(user.is_authenticated)
+        self.take(request, "before")
+
+    def process_response(self, request, response):
+        self.take(request, "after")
+        return response
+
+
+class OtherUrls(MiddlewareMixin):
+    def process_request(self, request):
+        if request.path == "/exempt/":
+            request.urlconf = (
+                urls.path("exempt/", plain),
+                urls.path("", urls.include("tests.urls")),
+            )
+
+
+class ServesRest(TakesSession):
+    """Serves what no view does, and without a session."""
+
+    def process_response(self, request, response):
+        super().process_response(request, response)
+        return HttpResponse("served") if response.status_code == 404 else response
+
+
+@pytest.mark.parametrize("how", ["del", "empty", "none"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("place", ["in front", "behind"])
+def test_a_session_that_is_taken_away_fails_nothing(server, settings, alice, how, moment, place):
+    at = settings.MIDDLEWARE.index(OURS) + (place == "behind")
+    middleware = [*settings.MIDDLEWARE]
+    middleware.insert(at, f"{__name__}.ServesRest")
+    settings.MIDDLEWARE = middleware
+    browser = logged_in(server, alice)
+    headers = {"x-moment": moment, "x-how": how}
+    for path in ("/plain/", "/exempt/", "/"):
+        assert browser.get(path, headers=headers).status_code == 200
+    # As for whoever is there by a token: the page is for the user of a session.
+    expected = 403 if moment == "before" else 200
+    assert browser.get("/account/password-change/", headers=headers).status_code == expected
+    assert server().get("/plain/", headers=headers).status_code == 200
+    expire_passwords(alice)
+    assert is_held(browser)
+    if place == "behind":
+        for path in ("/", "/no-such-page/"):
+            assert browser.get(path, headers=headers).status_code == 302
+    assert browser.get("/exempt/", headers=headers).status_code == 200
+
+
+def test_who_is_held_gets_a_session_back_that_was_taken_away(server, settings, alice):
+    """Where the URL was exempt, and the view behind it is not."""
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "tests.test_session_user.OtherUrls",
+        f"{__name__}.TakesSession",
+    ]
+    browser = logged_in(server, alice)
+    expire_passwords(alice)
+    headers = {"x-moment": "before", "x-how": "del"}
+    assert browser.get("/exempt/", headers=headers).status_code == 302
+
+
+@pytest.mark.parametrize("stamp", [{"n": None}, {"n": "x"}, {"n": 0, "b": "x"}, {"a": "x"}, "x"])
+def test_an_odd_stamp_is_none(engine, server, alice, stamp):
+    browser = logged_in(server, alice)
+    store_session(browser, **{SESSION_STAMP: stamp})
+    assert not is_held(browser)
+    expire_passwords(alice)
+    store_session(browser, **{SESSION_STAMP: stamp})
+    assert is_held(browser)

@@ -11,7 +11,7 @@ import pytest
 from django.contrib.auth.backends import BaseBackend, ModelBackend, RemoteUserBackend
 from django.core.exceptions import ObjectDoesNotExist
 from django.core.management import CommandError, call_command
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.test import Client
 
 from pwexpire import checks, services
@@ -19,7 +19,7 @@ from pwexpire.backends import PasswordExpiryMixin
 from pwexpire.conf import conf
 from pwexpire.exceptions import InvalidRequest
 from pwexpire.feed import feed
-from pwexpire.models import OldPassword
+from pwexpire.models import OldPassword, PasswordRecord
 from pwexpire.policy import Policy
 from pwexpire.services import Require
 from tests.support import change_password, is_held
@@ -36,6 +36,20 @@ def by_error(user):
 
 def by_fault(user):
     raise OperationalError("down")
+
+
+def by_conflict(user):
+    raise OperationalError("database is locked")
+
+
+def by_table(user):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT plan FROM no_such_table")
+
+
+def named(value):
+    """A name without an address, which differs by process."""
+    return re.sub(" at 0x[0-9a-f]+", "", str(value))
 
 
 @pytest.mark.parametrize("value", ["True", "on", "reports", 1, 0, None, "False", [], True])
@@ -105,11 +119,31 @@ def test_who_has_a_second_factor_is_not_known_where_the_question_raises(alice, s
 
 
 @pytest.mark.parametrize("name", ["APPLIES_TO", "POLICY"])
-def test_a_fault_of_the_database_is_no_answer(alice, settings, name):
-    setattr(settings, f"PWEXPIRE_{name}", by_fault)
+def test_what_another_transaction_did_is_no_answer(alice, settings, name):
+    setattr(settings, f"PWEXPIRE_{name}", by_conflict)
     asked = conf.applies_to if name == "APPLIES_TO" else conf.policy
     with pytest.raises(OperationalError):
         asked(alice)
+
+
+@pytest.mark.parametrize("name", ["APPLIES_TO", "SECOND_FACTOR", "POLICY"])
+@pytest.mark.parametrize("value", [by_table, by_fault], ids=named)
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_fault_in_a_table_of_the_site_keeps_no_change_from_being_one(
+    alice, client, settings, monkeypatch, name, value, atomic
+):
+    monkeypatch.setitem(settings.DATABASES["default"], "ATOMIC_REQUESTS", atomic)
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", atomic)
+    aging = Policy(max_age=timedelta(days=1), single_factor_only=True, history=2)
+    settings.PWEXPIRE_POLICY = aging
+    setattr(settings, f"PWEXPIRE_{name}", value)
+    client.force_login(alice)
+    services.expire_passwords(alice)
+    assert is_held(client)
+    assert client.get("/account/password-change/").status_code == 200
+    assert change_password(client).status_code == 302
+    assert not is_held(client)
+    assert PasswordRecord.objects.get(pk=alice.pk).renewed_at is not None
 
 
 @pytest.mark.parametrize(
@@ -156,11 +190,6 @@ UNREADABLE = [
     {"default": by_error},
     {"default": "no-such-preset"},
 ]
-
-
-def named(value):
-    """A name without an address, which differs by process."""
-    return re.sub(" at 0x[0-9a-f]+", "", str(value))
 
 
 @pytest.fixture
@@ -251,6 +280,12 @@ def test_no_e037_where_nobody_knows_better(settings, given):
 def test_the_command_asks_about_users_of_the_site(alice, settings):
     settings.PWEXPIRE_POLICY = by_row
     with pytest.raises(CommandError, match=r"raised ObjectDoesNotExist.*about alice"):
+        call_command("pwexpire", "check")
+
+
+def test_the_command_says_that_a_table_of_the_site_is_missing(alice, settings):
+    settings.PWEXPIRE_POLICY = by_table
+    with pytest.raises(CommandError, match=r"raised OperationalError.*about alice"):
         call_command("pwexpire", "check")
 
 

@@ -83,6 +83,7 @@ class Answers(Hooks):
     ) -> HttpResponseBase:
         assert request_state.state is not None
         request_state.answered = True
+        self._is_taken_away(request, request_state)
         request.session.accessed = True
         try:
             try:
@@ -99,6 +100,15 @@ class Answers(Hooks):
             return unavailable(circle)
         self._tell_enforced(request, request_state.state.user_id, response)
         return response
+
+    def _is_taken_away(self, request: HttpRequest, request_state: RequestState) -> bool:
+        """Whether a view or other middleware left no session; who is held gets it back."""
+        if hasattr(getattr(request, "session", None), "session_key"):
+            return False
+        if request_state.held:
+            assert request_state.session is not None
+            request.session = request_state.session
+        return not request_state.held
 
     def _find_circle(
         self, request: HttpRequest, request_state: RequestState, response: HttpResponseBase

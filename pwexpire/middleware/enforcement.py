@@ -75,8 +75,6 @@ class Enforcement(EndedSessions):
         self.asks_by_hook = (mine.real_user, mine.get_scope) != (Hooks.real_user, Hooks.get_scope)
         self.loginas_key = loginas_key()
 
-    # Fetch.
-
     def _passes(self, request: HttpRequest, request_state: RequestState) -> bool:
         """Whether the session passes by what it says itself; loads it, and queries no more.
 
@@ -86,9 +84,12 @@ class Enforcement(EndedSessions):
         """
         try:
             session, _ = request.session, request.user
+            key = session.session_key
         except AttributeError:
+            # AuthenticationMiddleware refuses a request without a session: it had one.
+            if hasattr(request, "auser"):
+                return True
             raise ImproperlyConfigured(MISPLACED) from None
-        key = session.session_key
         if key is None and not session.modified:
             key = request_state.session_key  # of the cookie, if it was looked for already
             if key is None:
@@ -165,13 +166,18 @@ class Enforcement(EndedSessions):
 
     def _has_changed(self, request: HttpRequest, request_state: RequestState) -> bool:
         """Whether something behind this middleware made another session of it."""
-        session, state = request.session, request_state.state
-        if request_state.session is None:
-            return session.session_key is not None or session.modified
+        state = request_state.state
+        try:
+            session = request.session
+            if request_state.session is None:
+                return session.session_key is not None or session.modified
+        except AttributeError:  # taken away
+            return False
         try:
             data = session._session_cache  # type: ignore[attr-defined]
-        except AttributeError:  # another one, which is not loaded
-            return session.session_key != request_state.session_key
+        except AttributeError:  # another one, which is not loaded, or none
+            known = request_state.session_key
+            return bool(getattr(session, "session_key", known) != known)
         if state is None or SESSION_KEY not in data:
             return (state is None) != (data.get(SESSION_KEY) is None)
         return (
@@ -208,11 +214,8 @@ class Enforcement(EndedSessions):
         if decision.reason is AccessReason.FAIL_CLOSED:
             return unavailable(UNAVAILABLE)
         if request_state.state is None:
-            return (
-                self._answer_ended(request, request_state.gone_key)
-                if request_state.gone_key
-                else None
-            )
+            key = request_state.gone_key
+            return self._answer_ended(request, key) if key else None
         return self._carry_out(request, request_state, request_state.state, view, decision)
 
     def _find_facts(self, request: HttpRequest, state: SessionState) -> Facts:

@@ -57,14 +57,18 @@ class PasswordExpiryMiddleware(AfterView):
             passes = self._passes(request, request_state)
             answer = None if passes else self._examine(request)
             response = self.get_response(request) if answer is None else answer
-            session = request.session
-            # Whatever gives a session another key or another user marks it as modified.
-            if (
-                session.modified
-                or request_state.held
-                or request_state.gone_key is not None
-                or session is not request_state.session
-            ) and self._must_leave(request, request_state, response):
+            try:
+                session = request.session
+                # Whatever gives a session another key or another user marks it as modified.
+                follow = (
+                    session.modified
+                    or request_state.held
+                    or request_state.gone_key is not None
+                    or session is not request_state.session
+                )
+            except AttributeError:
+                follow = not self._is_taken_away(request, request_state)
+            if follow and self._must_leave(request, request_state, response):
                 response = self._leave(request, response)
             return response
         finally:
@@ -78,7 +82,12 @@ class PasswordExpiryMiddleware(AfterView):
             passes = await self._apasses(request, request_state)
             answer = None if passes else await sync_to_async(self._examine)(request)
             response = await self.get_response(request) if answer is None else answer
-            if self._must_leave(request, request_state, response):
+            try:
+                request.session.modified  # noqa: B018
+                follow = True
+            except AttributeError:
+                follow = not self._is_taken_away(request, request_state)
+            if follow and self._must_leave(request, request_state, response):
                 response = await sync_to_async(self._leave)(request, response)
             return response
         finally:
@@ -86,10 +95,14 @@ class PasswordExpiryMiddleware(AfterView):
 
     async def _apasses(self, request: HttpRequest, request_state: RequestState) -> bool:
         """As ``_passes``, where the session has to be awaited."""
-        session = getattr(request, "session", None)
-        if session is not None and session.session_key is not None:
+        try:
+            session = request.session
+            key = session.session_key
+        except AttributeError:  # ``_passes`` says why
+            key = None
+        if key is not None:
             touched = session.accessed, session.modified
-            request_state.session_key = session.session_key
+            request_state.session_key = key
             try:
                 await session.ahas_key(SESSION_KEY)
             except Exception as error:

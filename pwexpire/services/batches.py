@@ -209,7 +209,7 @@ def resume_expiry(
     Any number of processes may do so at the same time: they share the work. One that is done is
     returned as it is. A batch that was interrupted while its users were being selected is not in
     force; give the same selection again as ``users`` (and ``exclude``). ``defer``: put it in force,
-    and leave the stored sessions to others. ``seconds``: work at them for so long and no longer.
+    and leave the stored sessions to others. ``seconds``: work for so long and no longer.
     Raises ``BatchNotResumable`` if it is missing, and for a cancelled batch.
     """
     batch.refresh_from_db(using=feed.using)
@@ -218,11 +218,12 @@ def resume_expiry(
     if batch.number is None and batch.state in (BatchState.STAGING, BatchState.STOPPED):
         selection = _select_again(batch, users, exclude)
         _set(batch, state=BatchState.STAGING)
-        return _run(batch, selection, progress, defer=defer)
+        return _run(batch, selection, progress, defer=defer, seconds=seconds)
     if batch.state == BatchState.STOPPED:
         _set(batch, state=BatchState.ACTIVE)
     if batch.state == BatchState.STAGED:
-        work = partial(_finish, batch, {}, progress, defer)
+        until = None if seconds is None else time.monotonic() + seconds
+        work = partial(_finish, batch, {}, progress, defer, until)
         transaction.on_commit(work, using=feed.using)
     elif batch.state == BatchState.ACTIVE and not defer:
         transaction.on_commit(partial(project, batch, progress, seconds), using=feed.using)

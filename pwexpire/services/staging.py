@@ -37,13 +37,14 @@ def stage(
 
     ``until``: a time of the monotonic clock at which it is left as it is.
     """
-    done = 0
+    done, began = 0, False
     while True:
-        late = done > 0 and until is not None and time.monotonic() >= until
+        # A part is done in any case, or a batch that is resumed again and again gets nowhere.
+        late = began and until is not None and time.monotonic() >= until
         seen = in_transaction(partial(_stage_chunk, batch, selection, late), using=feed.using)
         if seen is None:
             return
-        done += seen
+        done, began = done + seen, True
         if progress is not None:
             progress(done, None)
 
