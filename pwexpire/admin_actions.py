@@ -37,6 +37,7 @@ from pwexpire.services.selection import Selection
 
 # Of more users than these the page that asks counts only how many there are.
 PREVIEWED_MAX = 10_000
+NOT_IN_FORCE = (BatchState.STAGING, BatchState.STOPPED, BatchState.CANCELLED)
 FIRST_SHOWN = {"reason": "admin", "require": "change", "sessions": "flag"}
 
 
@@ -176,7 +177,7 @@ def _expire_allowed(action: AdminAction, given: dict[str, Any]) -> None:
         defer=enqueue is not None,
         seconds=REQUEST_SECONDS,
     )
-    if batch.state == BatchState.STAGING:
+    if batch.number is None and batch.state in NOT_IN_FORCE:
         action.report_done(logged, describe_staging(batch), given["note"], batch, messages.ERROR)
         return
     summary = describe_batch(batch, deferred=enqueue is not None)

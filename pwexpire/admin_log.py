@@ -11,7 +11,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.http import HttpRequest
 from django.utils.translation import gettext, ngettext
 
-from pwexpire.models import ExpiryBatch, Require, TraceKind
+from pwexpire.models import BatchState, ExpiryBatch, Require, TraceKind
 from pwexpire.services.report import usernames
 from pwexpire.services.selection import Selection
 from pwexpire.services.trace import write_trace
@@ -63,7 +63,15 @@ def name_users(pks: list[Any]) -> str:
 
 
 def describe_staging(batch: ExpiryBatch) -> str:
-    """Return what the administrator is told of a batch that did not come into force in time."""
+    """Return what the administrator is told of a batch that did not come into force."""
+    if batch.state == BatchState.CANCELLED:
+        words = gettext("Nobody was expired: batch %(batch)d was cancelled meanwhile.")
+        return words % {"batch": batch.pk}
+    if batch.state == BatchState.STOPPED:
+        return gettext(
+            "Nobody was expired: batch %(batch)d was stopped meanwhile. manage.py pwexpire resume "
+            "%(batch)d goes on, with options that name the same users."
+        ) % {"batch": batch.pk}
     return gettext(
         "Nobody was expired: these are more users than a request can select. Expire fewer at a "
         "time, or let manage.py pwexpire resume %(batch)d go on, with options that name the same "

@@ -26,7 +26,7 @@ from pwexpire.admin import (
 )
 from pwexpire.models import ExpiryBatch
 from pwexpire.responses import held_text
-from pwexpire.services import selection
+from pwexpire.services import selection, staging
 from tests.factories import StaffFactory
 from tests.support import NEW, change_password, session_of
 from tests.test_laws import login
@@ -131,6 +131,27 @@ def test_users_who_cannot_be_selected_in_time_are_not_expired_and_the_page_says_
     names = [f"--user={user.username}" for user in everybody]
     call_command("pwexpire", "resume", str(batch.pk), *names)
     assert all(services.password_status(user).must_change for user in everybody)
+
+
+@pytest.mark.parametrize("how", ["stopped", "cancelled"])
+def test_a_batch_that_somebody_else_ends_while_it_selects_expired_nobody(
+    office, users, monkeypatch, how
+):
+    everybody, real = users(2), staging._stage_chunk
+    end = services.stop_expiry if how == "stopped" else services.cancel_expiry
+
+    def end_first(batch, *args):
+        end(ExpiryBatch.objects.get(pk=batch.pk))
+        return real(batch, *args)
+
+    monkeypatch.setattr(staging, "_stage_chunk", end_first)
+    act(office, "expire_passwords_action", everybody, **CONFIRMED)
+    batch = ExpiryBatch.objects.get()
+    assert batch.state == how and batch.number is None
+    page = office.get(URL).content.decode()
+    said = f"Nobody was expired: batch {batch.pk} was {how} meanwhile."
+    assert said in page and "expired. Already" not in page
+    assert said in LogEntry.objects.get(content_type__model="expirybatch").change_message
 
 
 def test_sessions_that_cannot_be_reached_in_time_are_held_and_left_to_the_command(
