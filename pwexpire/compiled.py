@@ -42,8 +42,8 @@ class Compiled:
 
     def rows(self, using: str, pk: Any = None) -> list[tuple[Any, ...]]:
         connection, model = connections[using], get_user_model()
-        key = using, type(connection), model
-        statement = self._statements.get(key)
+        kind = using, type(connection), model
+        statement = self._statements.get(kind)
         if statement is None:
             try:
                 statement = self._compile(using)
@@ -51,11 +51,11 @@ class Compiled:
                 return []
             # A manager of the site's own may ask for something else each time.
             if type(model._base_manager) is Manager:
-                self._statements[key] = statement
-        params = [
-            model._meta.pk.get_db_prep_value(pk, connection) if isinstance(one, Asked) else one
-            for one in statement.params
-        ]
+                self._statements[kind] = statement
+        field, key = model._meta.pk, None
+        if pk is not None:  # as in a lookup: unlike in an INSERT, MySQL takes 0 for a key
+            key = field.get_db_prep_value(field.get_prep_value(pk), connection, prepared=True)
+        params = [key if isinstance(one, Asked) else one for one in statement.params]
         with connection.cursor() as cursor:
             cursor.execute(statement.sql, params)
             found = cursor.fetchall()

@@ -73,6 +73,18 @@ def refuse_empty_values(options: dict[str, Any]) -> None:
             raise CommandError(f"{option} has an empty value, nothing was done.")
 
 
+def refuse_undecodable_values(options: dict[str, Any]) -> None:
+    """Refuse bytes of a command line that are no UTF-8: no database takes such a text.
+
+    Raises ``CommandError``. The name of a file may be of such bytes.
+    """
+    for name, given in options.items():
+        for text in given if isinstance(given, list) else [given]:
+            if name not in ("users_from", "output") and isinstance(text, str):
+                if text != text.encode(errors="replace").decode():
+                    raise CommandError(f"{text!a} is not UTF-8, nothing was done.")
+
+
 def select(options: dict[str, Any], notice: Callable[[str], None]) -> QuerySet[Any]:
     """Return the users who match all given kinds of selectors. Raises ``CommandError``.
 

@@ -14,7 +14,7 @@ from django.db import Error as DatabaseFault
 from pwexpire.exceptions import PasswordExpiryError
 from pwexpire.management.console import Console
 from pwexpire.management.formats import WRITERS, Write, replacing, to_stream
-from pwexpire.management.selectors import refuse_empty_values
+from pwexpire.management.selectors import refuse_empty_values, refuse_undecodable_values
 from pwexpire.management.verbs import VERBS
 from pwexpire.retries import first_line
 
@@ -37,6 +37,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         quiet = options["verbosity"] == 0
         refuse_empty_values(options)
+        refuse_undecodable_values(options)
         try:
             # The file is checked before the work: a name that is taken must not cost a run.
             with self.destination(options) as write:
@@ -44,9 +45,6 @@ class Command(BaseCommand):
                 WRITERS[options["format"]](answer, write)
         except (PasswordExpiryError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from None
-        except UnicodeEncodeError as error:
-            # Bytes of a command line that are no UTF-8; a database takes no such text.
-            raise CommandError(f"{error.object!a} is not UTF-8, nothing was done.") from None
         except KeyboardInterrupt:
             raise CommandError(
                 "Interrupted. manage.py pwexpire resume goes on with what is in force; "
