@@ -11,13 +11,12 @@ from queue import SimpleQueue
 from django.db import close_old_connections, connections
 
 Scope = tuple[str, str]
-# A connection may be lost without a word: after so long another one is tried, in another thread, as
-# long as not too many of them hang.
-LOST_SECONDS = 2.0
+# A connection may be lost without a word: after so long another one is tried, in another thread;
+# after twice as long with each thread that hangs. It never stops: the database may be back.
+LOST_SECONDS, LOST_SECONDS_MAX = 2.0, 60.0
 # How long a request waits for a poll that hangs, and from what age on one counts as that. A quiet
 # process has to connect first, and must not let anybody pass because that takes a moment.
 HUNG_SECONDS, PATIENCE_SECONDS = 0.05, 0.5
-HANGING_MAX = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +64,7 @@ class Poller:
         """Have ``scope`` polled, if that is not on its way; ``None`` if there can be no thread."""
         with self._lock:
             asked, patience = self._asked.get(scope), PATIENCE_SECONDS
-            if asked is not None and time.monotonic() >= asked.began + LOST_SECONDS:
+            if asked is not None and self._is_lost(asked):
                 self._give_up(scope)
                 patience = 0.0
             worker = self._workers.get(scope)
@@ -84,12 +83,15 @@ class Poller:
         for worker in (*self._workers.values(), *self._hanging):
             worker.wanted.put(None)
 
-    def _give_up(self, scope: Scope) -> None:
+    def _is_lost(self, asked: Asked) -> bool:
         self._hanging = [one for one in self._hanging if one.thread.is_alive()]
-        if len(self._hanging) < HANGING_MAX and scope in self._workers:
-            worker = self._workers.pop(scope)
-            worker.wanted.put(None)  # if it ever comes back
-            self._hanging.append(worker)
+        seconds: float = min(LOST_SECONDS * 2 ** len(self._hanging), LOST_SECONDS_MAX)
+        return time.monotonic() >= asked.began + seconds
+
+    def _give_up(self, scope: Scope) -> None:
+        worker = self._workers.pop(scope)
+        worker.wanted.put(None)  # if it ever comes back
+        self._hanging.append(worker)
 
     def _start(self, scope: Scope) -> Worker | None:
         self._asked.pop(scope, None)  # what the thread before had not done yet

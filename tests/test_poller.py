@@ -236,13 +236,15 @@ def test_after_a_connection_that_was_lost_another_one_is_tried(fresh, database, 
         assert fresh.view(SCOPE) is view
 
 
-def test_no_more_than_a_few_threads_hang(monkeypatch):
-    monkeypatch.setattr(poller, "LOST_SECONDS", 0)
+def test_the_more_threads_hang_the_longer_it_takes_until_another_is_tried():
     go = threading.Event()
     one = Poller(lambda scope: go.wait(10))
-    for _ in range(20):
-        one.ask(SCOPE)
-    assert len(one._hanging) == poller.HANGING_MAX
+    for seconds in (2, 4, 8, 16, 32, 60, 60):
+        asked = one.ask(SCOPE)
+        object.__setattr__(asked, "began", time.monotonic() - seconds + 1)
+        assert one.ask(SCOPE) is asked
+        object.__setattr__(asked, "began", time.monotonic() - seconds)
+    assert one.ask(SCOPE) is not asked and len(one._hanging) == 7
     threads = [worker.thread for worker in (*one._hanging, *one._workers.values())]
     go.set()
     one.stop()
